@@ -1,0 +1,127 @@
+"""Data sets on disk: where they lie, what they hold, and an id of their contents. No torch.
+
+>>> roots = DataRoots(Path("data"))
+>>> read("voc2007/test", roots).records[0].objects
+>>> images("photos.tar", roots).read(0)
+"""
+
+from pathlib import Path
+
+from sslbench.datasets import coco, identity, voc
+from sslbench.datasets.images import (
+    ImageList,
+    decode_rgb,
+    image_size,
+    images_id,
+    images_of_path,
+    index_folder,
+)
+from sslbench.datasets.records import Box, Dataset, ImageLabels, Object, Record
+from sslbench.datasets.roots import (
+    DataError,
+    DataRoots,
+    is_data_spec,
+    layout_of,
+    locate,
+    only,
+    parse_spec,
+    spec_part,
+)
+
+__all__ = [
+    "Box",
+    "DataError",
+    "DataRoots",
+    "Dataset",
+    "ImageLabels",
+    "ImageList",
+    "Object",
+    "Record",
+    "content_id",
+    "decode_rgb",
+    "image_labels",
+    "image_size",
+    "images",
+    "images_id",
+    "is_data_spec",
+    "locate",
+    "only",
+    "read",
+]
+
+
+def read(spec: str, roots: DataRoots) -> Dataset:
+    """Read the annotations of a split and check that every image is there.
+
+    Raises:
+        DataError: something is missing or broken; nothing is skipped silently.
+    """
+    dataset, split = parse_spec(spec)
+    folder = locate(dataset, roots)
+    match layout_of(dataset).family:
+        case "voc":
+            return voc.read_voc(dataset, split, folder)
+        case "coco":
+            return coco.read_coco(dataset, split, folder)
+        case "lvis":
+            return coco.read_lvis(dataset, split, folder, locate("coco2017", roots))
+
+
+def image_labels(spec: str, roots: DataRoots) -> ImageLabels:
+    """Read a VOC split's image-level labels: 1 present, -1 absent, 0 only difficult instances."""
+    _require_labels(spec)
+    dataset, split = parse_spec(spec)
+    return voc.read_image_labels(dataset, split, locate(dataset, roots))
+
+
+def _require_labels(spec: str) -> None:
+    if layout_of(parse_spec(spec)[0]).family != "voc":
+        raise DataError(f"{spec} has no image-level labels; they come from VOC's per-class lists")
+
+
+def images(source: str | Path, roots: DataRoots) -> ImageList:
+    """List the images of a split (``coco2017/train``), a folder, a ``.txt`` list or a ``.tar``.
+
+    For a split, ``name(i)`` is the file name of ``Record.path``. A COCO split counts all images of
+    its folder, annotated or not.
+    """
+    text = str(source)
+    if not is_data_spec(text):
+        return images_of_path(Path(source))
+    dataset, split = parse_spec(text)
+    folder = locate(dataset, roots)
+    match layout_of(dataset).family:
+        case "voc":
+            paths = voc.image_paths(dataset, split, folder)
+            return ImageList(folder / "JPEGImages", tuple(sorted(path.name for path in paths)))
+        case "coco":
+            image_folder = coco.coco_images(split, folder)
+            return ImageList(image_folder, tuple(sorted(index_folder(image_folder).values())))
+        case "lvis":
+            coco_folder = locate("coco2017", roots)
+            records = coco.read_lvis(dataset, split, folder, coco_folder).records
+            names = sorted(record.path.relative_to(coco_folder).as_posix() for record in records)
+            return ImageList(coco_folder, tuple(names))
+
+
+def content_id(spec: str, roots: DataRoots) -> str:
+    """Hash what a split, or a path of images, contains: the images and the annotations' bytes.
+
+    Independent of where the data lies and when it was copied there. ``coco2017/train:images``
+    counts the images alone and needs no annotations; ``voc2007/test:labels`` counts the images
+    and what ``image_labels`` reads.
+    """
+    if not is_data_spec(spec) or spec_part(spec) == "images":
+        return images_id(images(spec, roots))
+    dataset, split = parse_spec(spec)
+    folder = locate(dataset, roots)
+    if spec_part(spec) == "labels":
+        _require_labels(spec)
+        return identity.voc_labels_id(dataset, split, folder)
+    match layout_of(dataset).family:
+        case "voc":
+            return identity.voc_id(dataset, split, folder)
+        case "coco":
+            return identity.coco_id(split, folder)
+        case "lvis":
+            return identity.lvis_id(split, folder, locate("coco2017", roots))
