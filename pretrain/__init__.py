@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: images -> checkpoint. Start reading at ``train.py``."""

@@ -1,0 +1,50 @@
+"""python -m pretrain CONFIG [key=value ...] --out DIR [--data ROOT]: pretrain on images.
+
+    python -m pretrain configs/pretrain/cyborgs.toml --data /data --out runs/cyborgs
+    python -m pretrain configs/pretrain/cyborgs.toml images=photos/ batch_size=128 ...
+
+``images`` is a folder, a .txt list, a .tar, or a data-set split such as coco2017/train below ROOT.
+The same command continues an interrupted run.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pretrain.config import PretrainConfig
+from pretrain.stage import Pretrain
+from sslbench.config import load
+from sslbench.datasets import DataRoots
+from sslbench.stage import run_standalone
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="TOML file, e.g. configs/pretrain/cyborgs.toml")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.sub=value, as images=photos/")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default runs/pretrain/...")] = None,
+    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
+) -> None:
+    """Pretrain on images; the same command continues an interrupted run."""
+    try:
+        stage = Pretrain(load(PretrainConfig, config, overrides or ()))
+        folder, made = run_standalone(
+            stage, inputs={}, data=DataRoots(data), out=out, device=device, num_workers=workers
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to continue", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    print(folder / made["checkpoint"])
+
+
+if __name__ == "__main__":
+    typer.run(main)

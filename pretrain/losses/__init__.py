@@ -1,0 +1,1 @@
+"""The loss terms; each module holds one equation."""

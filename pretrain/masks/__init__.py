@@ -1,0 +1,1 @@
+"""Masks of the images: made, stored, read and measured."""

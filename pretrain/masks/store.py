@@ -1,0 +1,153 @@
+"""One mask generation on disk: uint8 label maps at stride 8, memory-mapped.
+
+    epoch_0006/labels.bin     all maps, one after the other, in the order of the sorted image list
+               index.npy      one row per image: where its map lies, its size, the image's size
+               manifest.json  what it was made from and for
+
+The folder appears under its name only when it is complete.
+"""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslbench.files import atomic_path, read_json, write_json
+
+FORMAT, VERSION = "sslbench.masks", 1
+INDEX = np.dtype(
+    [
+        ("offset", np.int64),
+        ("h", np.int32),
+        ("w", np.int32),
+        ("height", np.int32),
+        ("width", np.int32),
+        ("clusters", np.int32),
+        ("group", np.int32),
+    ]
+)
+
+
+class MaskError(ValueError):
+    """A mask store that is missing, broken or belongs to something else."""
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """One image's masks."""
+
+    labels_hw: np.ndarray  # uint8, one label per 8x8 pixels
+    height: int  # of the image
+    width: int
+    clusters: int  # labels that could occur
+    group: int  # images of one clustering share it; labels compare within an image only
+
+
+def stored_size(height: int, width: int) -> tuple[int, int]:
+    """Size of the stored map of an image: one cell per 8 pixels, rounded up."""
+    return -(-height // 8), -(-width // 8)
+
+
+def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[str, Any]) -> None:
+    """Write a generation; ``folder`` appears at once and whole.
+
+    Args:
+        entries: in the order of the image list.
+        manifest: JSON values that say what the masks were made from; ``images_id`` among them.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    rows, offset = [], 0
+    with atomic_path(folder) as scratch:
+        scratch.mkdir()
+        with (scratch / "labels.bin").open("wb") as file:
+            for entry in entries:
+                h, w = entry.labels_hw.shape
+                if (h, w) != stored_size(entry.height, entry.width):
+                    raise AssertionError(f"a {h}x{w} map for a {entry.height}x{entry.width} image")
+                size = (entry.height, entry.width)
+                rows.append((offset, h, w, *size, entry.clusters, entry.group))
+                offset += file.write(np.ascontiguousarray(entry.labels_hw, np.uint8).tobytes())
+        np.save(scratch / "index.npy", np.array(rows, INDEX))
+        head = {"format": FORMAT, "version": VERSION, "num_images": len(rows), "bytes": offset}
+        write_json(scratch / "manifest.json", {**head, **manifest, "complete": True})
+
+
+class MaskStore:
+    """A finished generation, read without copying; cheap to send to loader workers.
+
+    Args:
+        folder: the generation.
+        images_id: identity of the image list it must belong to.
+
+    Raises:
+        MaskError: it is no complete store, was cut short, or belongs to other images.
+    """
+
+    def __init__(self, folder: Path, images_id: str) -> None:
+        self.folder = folder
+        self.manifest = _read_manifest(folder)
+        if self.manifest["images_id"] != images_id:
+            raise MaskError(
+                f"{folder} holds masks of another image list ({self.manifest['images_id']}, now "
+                f"{images_id}): images were added, removed or changed. Start a new run folder"
+            )
+        self._index = np.load(folder / "index.npy")
+        actual = (folder / "labels.bin").stat().st_size
+        if len(self._index) != self.manifest["num_images"] or actual != self.manifest["bytes"]:
+            raise MaskError(
+                f"{folder} is damaged: labels.bin has {actual} bytes instead of "
+                f"{self.manifest['bytes']}. Delete the run folder and start again"
+            )
+        self._labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_labels": None}  # a worker maps the file itself
+
+    def read(self, index: int) -> np.ndarray:
+        """Labels of one image, uint8 (h, w)."""
+        if self._labels is None:
+            self._labels = np.memmap(self.folder / "labels.bin", np.uint8, mode="r")
+        row = self._index[index]
+        start = int(row["offset"])
+        h, w = int(row["h"]), int(row["w"])
+        return self._labels[start : start + h * w].reshape(h, w)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of the image that the masks were made for."""
+        row = self._index[index]
+        return int(row["height"]), int(row["width"])
+
+    def clusters(self, index: int) -> int:
+        """Number of clusters of the image's group."""
+        return int(self._index[index]["clusters"])
+
+
+def generations(masks_dir: Path, images_id: str) -> dict[str, MaskStore]:
+    """All finished generations of a run, oldest first: ``epoch_0006`` -> store."""
+    folders = sorted(path for path in masks_dir.glob("epoch_*") if path.suffix != ".partial")
+    if not folders:
+        raise MaskError(f"{masks_dir} holds no mask generation (epoch_0001 and the like)")
+    return {folder.name: MaskStore(folder, images_id) for folder in folders}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / "manifest.json"
+    if not path.exists():
+        raise MaskError(f"{folder} is no mask store: it has no manifest.json")
+    manifest: dict[str, Any] = read_json(path)
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise MaskError(
+            f"{path} is not of format {FORMAT} version {VERSION}: "
+            f"{manifest.get('format')} {manifest.get('version')}"
+        )
+    if not manifest.get("complete"):
+        raise MaskError(f"{folder} is incomplete; delete it and run the same command again")
+    return manifest

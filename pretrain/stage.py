@@ -1,0 +1,118 @@
+"""Stages: images -> checkpoint; nothing -> random weights; masks -> how good they are."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pretrain.config import MaskQualityConfig, PretrainConfig, RandomInitConfig
+from sslbench.datasets import only
+from sslbench.stage import StageContext
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """images -> checkpoint (``last.pt``), kept epochs, all masks and the newest as ``masks``."""
+
+    kind: ClassVar[str] = "pretrain"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type] = PretrainConfig
+    config: PretrainConfig
+
+    @property
+    def label(self) -> str:
+        """The method's name."""
+        return self.config.method.name
+
+    def needs(self) -> tuple[str, ...]:
+        """The images; annotations are not read."""
+        return (only("images", self.config.images),)
+
+    def run(self, ctx: StageContext) -> dict[str, str]:
+        """Train to the last epoch, from wherever the folder stands."""
+        import torch
+
+        from pretrain.schedule import mask_epoch
+        from pretrain.train import Place, Run, kept_path
+        from sslbench.datasets import images
+        from sslbench.log import RunLog
+
+        cfg = self.config
+        place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers)
+        with RunLog(ctx.dir) as log:
+            Run(cfg, images(cfg.images, ctx.data), place, log).train()
+        made = {"checkpoint": "checkpoints/last.pt"}
+        for epoch in cfg.schedule.keep_epochs:
+            path = kept_path(ctx.dir, epoch)
+            made[path.stem] = str(path.relative_to(ctx.dir))
+        used = {mask_epoch(cfg.method, epoch) for epoch in range(1, cfg.schedule.epochs + 1)}
+        for epoch in sorted(used - {None}):
+            made[f"masks_epoch_{epoch:04d}"] = made["masks"] = f"masks/epoch_{epoch:04d}"
+        return made
+
+
+@dataclass(frozen=True)
+class RandomInit:
+    """nothing -> an untrained trunk in the pretraining format: the control row "Random init."."""
+
+    kind: ClassVar[str] = "pretrain"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type] = RandomInitConfig
+    config: RandomInitConfig
+
+    @property
+    def label(self) -> str:
+        """What the folder is called."""
+        return "random"
+
+    def needs(self) -> tuple[str, ...]:
+        """No data."""
+        return ()
+
+    def run(self, ctx: StageContext) -> dict[str, str]:
+        """Write the initial weights that a pretraining with this seed starts from."""
+        from pretrain.checkpoint import save_untrained
+        from pretrain.config import ArchConfig
+        from pretrain.methods.cyborgs import build
+
+        arch = ArchConfig(depth=self.config.depth, width=self.config.width)
+        cfg = PretrainConfig(arch=arch, seed=self.config.seed)
+        save_untrained(ctx.dir / "checkpoint.pt", build(cfg).online_backbone, cfg)
+        return {"checkpoint": "checkpoint.pt"}
+
+
+@dataclass(frozen=True)
+class MaskQuality:
+    """masks (any generation of a run; its neighbours count too) -> adjusted Rand index, gallery."""
+
+    kind: ClassVar[str] = "mask_quality"
+    version: ClassVar[int] = 1
+    config_type: ClassVar[type] = MaskQualityConfig
+    config: MaskQualityConfig
+
+    @property
+    def label(self) -> str:
+        """The data that the masks are measured on."""
+        return self.config.data.replace("/", "_")
+
+    def needs(self) -> tuple[str, ...]:
+        """The annotated images."""
+        return (self.config.data,)
+
+    def run(self, ctx: StageContext) -> dict[str, str]:
+        """Measure every mask generation beside the 5x5 grid, and draw a few images."""
+        from pretrain.masks.gallery import draw_gallery
+        from pretrain.masks.quality import AnnotatedImages, measure
+        from pretrain.masks.store import generations
+        from sslbench.datasets import content_id
+        from sslbench.log import RunLog
+        from sslbench.results import write_results
+
+        annotated = AnnotatedImages.load(self.config.data, ctx.data)
+        stores = generations(ctx.inputs["masks"].parent, annotated.images_id)
+        data_id = content_id(self.config.data, ctx.data)
+        with RunLog(ctx.dir) as log:
+            write_results(ctx.dir / "results.json", measure(stores, annotated, data_id, log))
+        made = {"results": "results.json"}
+        if self.config.gallery_images:
+            draw_gallery(ctx.dir / "gallery.png", stores, annotated, self.config.gallery_images)
+            made["gallery"] = "gallery.png"
+        return made

@@ -1,0 +1,327 @@
+"""The loop: it trains, it stops on nonsense, and a resume is bit-equal."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import checkpoint
+from pretrain import train as train_module
+from pretrain.checkpoint import DivergedError, ResumeError
+from pretrain.config import PretrainConfig
+from pretrain.train import Place, Run
+from sslbench.config import build
+from sslbench.files import FileError, sweep_scratch
+from sslbench.log import RunLog, read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _train(cfg, image_list, folder: Path) -> dict:
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep_scratch(folder)  # as every stage does when it starts
+    with RunLog(folder) as log:
+        Run(cfg, image_list, Place(folder, torch.device("cpu")), log).train()
+    return _load(folder)
+
+
+def _load(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints/last.pt", weights_only=True)
+
+
+def assert_equal(first, second, where="") -> None:
+    """Compare nested containers of tensors bit by bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where
+
+
+def _masks(folder: Path) -> dict[str, bytes]:
+    files = (path for path in (folder / "masks").rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_run_leaves_what_it_promises(tiny, image_list, tmp_path):
+    saved = _train(tiny, image_list, tmp_path / "run")
+    assert (saved["format"], saved["version"]) == ("sslbench.pretrain", 1)
+    assert (saved["epoch"], saved["step"]) == (4, 8)
+    assert saved["arch"] == {"depth": 18, "width": 0.125}
+    parts = {".".join(name.split(".")[:2]) for name in saved["model"]}
+    online = {"online.backbone", "online.projector", "online.predictor"}
+    assert parts == online | {"target.backbone", "target.projector"}
+    assert (tmp_path / "run/checkpoints/epoch_0002.pt").exists()
+    assert sorted(p.name for p in (tmp_path / "run/masks").iterdir()) == [
+        "epoch_0002",
+        "epoch_0004",
+    ]
+
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(8))
+    assert set(rows[0]) >= {"loss", "clustering", "lr", "target_rate", "images_per_second"}
+    watched = {"contrast", "share_positive", "masks_per_view", "target_std", "weighted_loss"}
+    assert set(rows[-1]) >= watched | {"positive_cosine", "negative_cosine"}
+    # Epochs: warm-up; contrast; contrast + clustering (M = 3); contrast.
+    assert ["contrast" in row for row in rows] == [False] * 2 + [True] * 6
+    assert ["clustering" in row for row in rows] == [True] * 2 + [False] * 2 + [True] * 2 + [
+        False
+    ] * 2
+
+
+class _Stop(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 6, 7])
+@pytest.mark.parametrize("optimizer", ["lars", "adamw"])
+def test_a_run_stopped_anywhere_resumes_bit_equal(
+    steps, optimizer, image_list, tmp_path, monkeypatch, tiny
+):
+    table = json.loads(tiny.model_dump_json())
+    table["optimizer"] = {"name": optimizer, "lr": 1.0 if optimizer == "lars" else 0.001}
+    table["schedule"]["save_every_steps"] = 3
+    cfg = build(PretrainConfig, table, where="test")
+    whole = _train(cfg, image_list, tmp_path / "whole")
+
+    original, done = Run.record, []
+
+    def stopping(self, *arguments):
+        original(self, *arguments)
+        done.append(1)
+        if len(done) == steps:
+            raise _Stop
+
+    monkeypatch.setattr(Run, "record", stopping)
+    with pytest.raises(_Stop):
+        _train(cfg, image_list, tmp_path / "cut")
+    monkeypatch.undo()
+    assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
+    assert _masks(tmp_path / "cut") == _masks(tmp_path / "whole")
+    rows = read_metrics(tmp_path / "cut/metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(8))
+
+
+@pytest.mark.parametrize("save_every_steps", [0, 1, 2])
+def test_a_kill_between_a_kept_checkpoint_and_last_pt_loses_neither(
+    save_every_steps, tiny, image_list, tmp_path, monkeypatch
+):
+    table = json.loads(tiny.model_dump_json())
+    table["schedule"] |= {"keep_epochs": [4], "save_every_steps": save_every_steps}
+    cfg = build(PretrainConfig, table, where="test")
+    whole = _train(cfg, image_list, tmp_path / "whole")
+    original = checkpoint.save
+
+    def stopping(path, *rest):
+        original(path, *rest)
+        if rest[-1] == 8:  # the first write after the last step
+            raise _Stop
+
+    monkeypatch.setattr(checkpoint, "save", stopping)
+    with pytest.raises(_Stop):
+        _train(cfg, image_list, tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut/checkpoints/epoch_0004.pt").exists()
+    assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
+    kept = (
+        folder / "checkpoints/epoch_0004.pt" for folder in (tmp_path / "cut", tmp_path / "whole")
+    )
+    assert_equal(*(torch.load(path, weights_only=True) for path in kept))
+
+
+@pytest.mark.parametrize(("save_every_steps", "saved_after"), [(0, [2, 4, 6, 8]), (1, range(1, 9))])
+def test_an_epochs_end_is_saved_once(
+    save_every_steps, saved_after, tiny, image_list, tmp_path, monkeypatch
+):
+    table = json.loads(tiny.model_dump_json())
+    table["schedule"] |= {"keep_epochs": [], "save_every_steps": save_every_steps}
+    steps, original = [], Run.save
+
+    def counting(self, **settings):
+        steps.append(self.step)
+        original(self, **settings)
+
+    monkeypatch.setattr(Run, "save", counting)
+    _train(build(PretrainConfig, table, where="test"), image_list, tmp_path / "run")
+    assert steps == list(saved_after)
+
+
+def test_training_on_is_exactly_reproducible(tiny, image_list, tmp_path):
+    assert_equal(_train(tiny, image_list, tmp_path / "a"), _train(tiny, image_list, tmp_path / "b"))
+
+
+def test_without_warmup_the_statistics_are_calibrated_first(
+    tiny, image_list, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_module, "CALIBRATION_BATCHES", 3)
+    table = json.loads(tiny.model_dump_json())
+    table["method"] |= {"warmup_epochs": 0, "clustering_every": 2}
+    table["schedule"] |= {"epochs": 2, "keep_epochs": []}
+    cfg = build(PretrainConfig, table, where="test")
+    seen = []
+    original = train_module.refresh
+
+    def watching(backbone, *rest):
+        seen.append((int(backbone.bn1.num_batches_tracked), backbone.conv1.weight.detach().clone()))
+        return original(backbone, *rest)
+
+    monkeypatch.setattr(train_module, "refresh", watching)
+    _train(cfg, image_list, tmp_path / "run")
+    assert seen[0][0] == 3
+    assert torch.equal(
+        seen[0][1],
+        train_module.lookup(train_module.METHODS, "cyborgs", "")(cfg).online_backbone.conv1.weight,
+    )
+
+
+def test_fixed_masks_train_from_the_first_epoch(tiny, image_list, tmp_path):
+    table = json.loads(tiny.model_dump_json())
+    table["method"] |= {"warmup_epochs": 0, "refresh_masks_every": 0}
+    table["method"]["masks"]["source"] = "grid"
+    _train(build(PretrainConfig, table, where="test"), image_list, tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run/masks").iterdir()) == ["epoch_0001"]
+
+
+def test_another_config_in_the_folder_is_refused_by_its_keys(tiny, image_list, tmp_path):
+    _train(tiny, image_list, tmp_path / "run")
+    table = json.loads(tiny.model_dump_json())
+    table["method"]["masks"]["max_clusters"] = 5
+    table["seed"] = 3
+    other = build(PretrainConfig, table, where="test")
+    with pytest.raises(ResumeError, match=r"method\.masks\.max_clusters, seed"):
+        _train(other, image_list, tmp_path / "run")
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tiny, image_list, tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/last.pt").write_bytes(b"nonsense")
+    with pytest.raises(ResumeError, match="cannot be read"):
+        _train(tiny, image_list, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
+    tiny, image_list, tmp_path, monkeypatch
+):
+    original = train_module.require_finite
+
+    def poisoned(total, terms, epoch, step, path):
+        original(total * torch.nan if step == 3 else total, terms, epoch, step, path)
+
+    monkeypatch.setattr(train_module, "require_finite", poisoned)
+    with pytest.raises(
+        DivergedError, match=r"epoch 2, step 3: contrast = .*keeps the last good state"
+    ):
+        _train(tiny, image_list, tmp_path / "run")
+    assert _load(tmp_path / "run")["step"] == 2
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, image_list, tmp_path, monkeypatch):
+    original = Run.save
+
+    def poisoned(self, **settings):
+        if self.step == 4:
+            with torch.no_grad():
+                self.method.online_backbone.conv1.weight[0] = torch.inf
+        original(self, **settings)
+
+    monkeypatch.setattr(Run, "save", poisoned)
+    with pytest.raises(DivergedError, match="weights are not finite after step 4"):
+        _train(tiny, image_list, tmp_path / "run")
+    assert _load(tmp_path / "run")["step"] == 2
+
+
+def test_a_full_disk_is_named_and_nothing_half_written_stays(tiny, image_list, tmp_path):
+    _train(tiny, image_list, tmp_path / "run")
+    before = (tmp_path / "run/checkpoints/last.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    method = train_module.lookup(train_module.METHODS, "cyborgs", "")(tiny)
+    optimizer = train_module.build_optimizer(tiny.optimizer, method)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"no room to write .*last\.pt"):
+            checkpoint.save(tmp_path / "run/checkpoints/last.pt", method, optimizer, tiny, 1, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "run/checkpoints/last.pt").read_bytes() == before
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from pretrain.config import PretrainConfig
+from pretrain.train import Place, Run
+from pretrain.masks import refresh, store
+from pretrain import checkpoint
+from sslbench.datasets import DataRoots, images
+from sslbench.files import FileError, sweep_scratch
+from sslbench.log import RunLog
+import os, signal
+
+folder, image_dir, config, where = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+cfg = PretrainConfig.model_validate_json(Path(config).read_text())
+die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+
+if where == "checkpoint":  # half a file written, not yet in place
+    whole = torch.save
+    calls = []
+    def half(payload, file):
+        calls.append(1)
+        if len(calls) == 4:
+            file.write(b"half a checkpoint")
+            file.flush()
+            die()
+        whole(payload, file)
+    torch.save = half
+elif where == "refresh":  # the second generation, after its first group
+    groups = []
+    whole = refresh.cluster_group
+    def second(*a):
+        groups.append(1)
+        return die() if len(groups) == 6 else whole(*a)
+    refresh.cluster_group = second
+elif where == "store":  # maps written, manifest not
+    store.write_json = die
+
+torch.set_num_threads(1)
+folder.mkdir(parents=True, exist_ok=True)
+place = Place(folder, torch.device("cpu"))
+with RunLog(folder) as log:
+    Run(cfg, images(image_dir, DataRoots(image_dir)), place, log).train()
+"""
+
+
+def _run_killed(script: Path, where: str, folder: Path, image_dir: Path, config: Path) -> int:
+    command = [sys.executable, str(script), str(folder), str(image_dir), str(config), where]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode
+
+
+@pytest.mark.parametrize("where", ["checkpoint", "refresh", "store"])
+def test_a_kill_inside_a_write_is_survived_bit_equal(where, tiny, image_dir, image_list, tmp_path):
+    script, config = tmp_path / "run.py", tmp_path / "config.json"
+    script.write_text(KILLED)
+    config.write_text(tiny.model_dump_json())
+    code = _run_killed(script, where, tmp_path / "cut", image_dir, config)
+    assert code == -signal.SIGKILL
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = _train(tiny, image_list, tmp_path / "whole")
+        assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+    finally:
+        torch.set_num_threads(threads)
+    assert _masks(tmp_path / "cut") == _masks(tmp_path / "whole")
