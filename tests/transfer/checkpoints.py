@@ -1,0 +1,27 @@
+"""Checkpoint files with trunks that look trained: BatchNorm statistics of their own."""
+
+from pathlib import Path
+
+import torch
+
+from sslbench.checkpoint import Backbone, load_backbone
+from sslbench.resnet import ResNet
+
+
+def write_checkpoint(folder: Path, depth: int = 50, width: float = 0.125) -> Path:
+    """Write a torchvision-style file whose statistics come from a batch of noise."""
+    torch.manual_seed(3)
+    network = ResNet(depth, width)
+    for name, value in network.named_parameters():
+        if "bn" in name or "downsample.1" in name:
+            value.data += 0.2 * torch.randn_like(value)
+    network.train()
+    for _ in range(3):
+        network(torch.randn(4, 3, 96, 96))
+    path = folder / f"r{depth}.pth"
+    torch.save({"state_dict": network.state_dict()}, path)
+    return path
+
+
+def make_backbone(folder: Path, depth: int = 50, width: float = 0.125) -> Backbone:
+    return load_backbone(write_checkpoint(folder, depth, width))

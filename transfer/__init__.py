@@ -1,0 +1,1 @@
+"""Checkpoint -> numbers: conversion, detection and instance segmentation."""

@@ -1,0 +1,123 @@
+"""python -m transfer convert|run|inspect: a checkpoint becomes weights, and weights become numbers.
+
+    python -m transfer inspect moco_v2.pth
+    python -m transfer convert moco_v2.pth --layout c4 --out runs/moco_c4
+    python -m transfer run voc0712_det --weights runs/moco_c4/weights.pkl --data /data
+
+Every command continues what was interrupted, and does nothing where it is already done.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sslbench.datasets import DataRoots
+from sslbench.stage import run_standalone
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+app = typer.Typer(
+    help="Convert checkpoints to detector weights and fine-tune detectors from them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Checkpoint = Annotated[Path, typer.Argument(help="file of any known code base")]
+Branch = Annotated[str, typer.Option(help="online, target, or the prefix in front of conv1.weight")]
+Out = Annotated[Path | None, typer.Option(help="run folder; default runs/KIND/...")]
+
+
+@app.command()
+def convert(
+    checkpoint: Checkpoint,
+    layout: Annotated[Literal["c4", "fpn"], typer.Option(help="kind of detector")],
+    branch: Branch = "online",
+    out: Out = None,
+) -> None:
+    """Write weights that Detectron2 loads by exact name; compare their maps with the original."""
+    from sslbench.config import build
+    from transfer.convert import Convert, ConvertConfig
+
+    with errors_in_one_paragraph():
+        table = {"layout": layout, "branch": branch}
+        stage = Convert(build(ConvertConfig, table, where="the command line"))
+        inputs = {"checkpoint": checkpoint}
+        folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
+    parity = json.loads((folder / made["parity"]).read_text())
+    for level, found in parity["levels"].items():
+        print(f"{level}  max|a-b| / max|original| = {found['relative']:.1e}")
+    print(f"compared with {parity['reference']}; at most {parity['tolerance']:g} is allowed")
+    print(folder / made["weights"])
+
+
+@app.command()
+def run(
+    task: Annotated[str, typer.Argument(help="name in configs/transfer, or a path to a .toml")],
+    weights: Annotated[Path, typer.Option(help="weights.pkl written by convert")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as seed=1 or set.SOLVER.MAX_ITER=90")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    out: Out = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
+) -> None:
+    """Fine-tune a detector from converted weights and evaluate it."""
+    from sslbench.results import read_results
+    from transfer.detection import Detection
+    from transfer.task import load_task
+
+    with errors_in_one_paragraph():
+        stage = Detection(load_task(task, overrides or ()))
+        folder, made = run_standalone(
+            stage,
+            inputs={"weights": weights},
+            data=DataRoots(data),
+            out=out,
+            device=device,
+            num_workers=workers,
+        )
+    for row in read_results(folder / made["results"]):
+        value = "not evaluated" if row.value is None else f"{row.value:.2f} {row.unit}"
+        print(f"{row.key}  {value}  ({row.engine})")
+    print(folder / made["results"])
+
+
+@app.command()
+def inspect(checkpoint: Checkpoint) -> None:
+    """Say what a checkpoint is: format, branches, depth, width, hash."""
+    with errors_in_one_paragraph():
+        found = _inspect(checkpoint)
+    print(json.dumps(found, indent=2))
+
+
+def _inspect(path: Path) -> dict[str, Any]:
+    from sslbench import checkpoint
+    from transfer.weights import is_weights, load_weights, weights_digest
+
+    if not is_weights(path):
+        return checkpoint.inspect(path)
+    model, metadata = load_weights(path)
+    return {"path": str(path), "tensors": len(model), "digest": weights_digest(model), **metadata}
+
+
+@contextmanager
+def errors_in_one_paragraph() -> Iterator[None]:
+    """Show what the user can mend without a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,203 @@
+"""What a detection task is: recipe, layout, data, metric, protocol. No torch: it is planned with.
+
+``python -m transfer run voc0712_det`` loads ``configs/transfer/voc0712_det.toml``; hyper-parameters
+of the model, the schedule and the resolution live in the Detectron2 recipe that it names and are
+changed with ``set.SOLVER.MAX_ITER=90``.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+from pydantic import Field, model_validator
+
+from sslbench.config import CONFIGS_DIR, ConfigError, FrozenConfig, NotHashed, load, overlay
+from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe, read_recipe, recipe_path
+
+TASKS_DIR = CONFIGS_DIR / "transfer"
+
+Metric = Literal["voc07", "voc12", "coco"]
+
+
+class TaskConfig(FrozenConfig):
+    """One detection task. After ``resolved()`` it holds every value that can change its numbers."""
+
+    task: str = Field(min_length=1)  # id in results and tables
+    kind: Literal["faster_rcnn", "mask_rcnn"]
+    layout: Literal["c4", "fpn"]
+    recipe: Annotated[str, NotHashed]  # name in configs/d2, or a path; hashed by recipe_values
+    train: tuple[str, ...] = Field(min_length=1)  # data specs
+    test: str
+    metric: Metric
+    protocol: str = (
+        ""  # task whose published protocol this one follows or departs from; empty: itself
+    )
+    protocol_version: int = Field(default=1, gt=0)
+    engine: Literal["auto", "detectron2", "torchvision"] = "auto"
+    seed: int = Field(default=0, ge=0)
+    set: Annotated[dict[str, Any], NotHashed] = Field(default_factory=dict)  # laid over the recipe
+    recipe_values: dict[str, Any] = Field(default_factory=dict)  # the merged recipe, by resolved()
+    checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
+    num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if self.kind == "mask_rcnn" and self.metric != "coco":
+            raise ValueError(f"kind 'mask_rcnn' needs metric 'coco' (masks), got {self.metric!r}")
+        if self.kind == "mask_rcnn" and self.layout == "c4":
+            raise ValueError("kind 'mask_rcnn' needs layout 'fpn'; the C4 mask head is not built")
+        return self
+
+    def resolved(self) -> Self:
+        """Pin engine and recipe contents: neither a resume nor an edited file changes them."""
+        engine = pick_engine() if self.engine == "auto" else self.engine
+        values = self.recipe_values or overlay(read_recipe(recipe_path(self.recipe)), self.set)
+        resolved = self.model_copy(update={"engine": engine, "recipe_values": values})
+        resolved.values()  # contradictions surface while planning
+        return resolved
+
+    def values(self) -> Recipe:
+        """The merged recipe, checked against the task.
+
+        Raises:
+            ConfigError: recipe and task contradict each other.
+        """
+        table = self.recipe_values or overlay(read_recipe(recipe_path(self.recipe)), self.set)
+        recipe = Recipe(table, name=f"recipe {self.recipe}")
+        has_fpn = recipe["MODEL.BACKBONE.NAME"] == "build_resnet_fpn_backbone"
+        if has_fpn != (self.layout == "fpn"):
+            backbone = recipe["MODEL.BACKBONE.NAME"]
+            raise ConfigError(
+                f"task {self.task}: layout {self.layout!r} contradicts MODEL.BACKBONE.NAME "
+                f"{backbone!r} of {recipe.name}; use the recipe that fits, or change the layout"
+            )
+        if recipe["MODEL.MASK_ON"] != (self.kind == "mask_rcnn"):
+            raise ConfigError(
+                f"task {self.task}: kind {self.kind!r} contradicts MODEL.MASK_ON "
+                f"{recipe['MODEL.MASK_ON']} of {recipe.name}"
+            )
+        _check_numbers(recipe)
+        return recipe
+
+    def departures_from_protocol(self) -> tuple[str, ...]:
+        """Footnotes of a result: what differs from the published protocol that the task names."""
+        name = self.protocol or self.task
+        if not (TASKS_DIR / f"{name}.toml").is_file():
+            if name == self.task and not self.set:
+                return ()
+            raise ConfigError(f"task {self.task}: protocol {name!r} is no file of {TASKS_DIR}")
+        official = load_task(name)
+        return describe_departures(self, official)
+
+
+SUBJECTS = {  # the first prefix that fits decides
+    "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
+    "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
+    "resolution": ("INPUT.",),
+    "proposals": ("MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.", "MODEL.ROI_HEADS."),
+    "heads": ("MODEL.FPN.", "MODEL.ROI_BOX_HEAD.", "MODEL.ROI_MASK_HEAD."),
+    "other settings": ("",),
+}
+
+
+def describe_departures(task: TaskConfig, official: TaskConfig) -> tuple[str, ...]:
+    """One line per subject (data, schedule, resolution, ...) in which two tasks differ."""
+    lines = []
+    for name in ("kind", "layout", "metric"):
+        if getattr(task, name) != getattr(official, name):
+            lines.append(f"{name}: {getattr(task, name)}")
+    if (task.train, task.test) != (official.train, official.test):
+        lines.append(f"data: {' + '.join(task.train)} -> {task.test}")
+    ours, theirs = task.values(), official.values()
+    changed: dict[str, list[str]] = {}
+    for key in sorted({*theirs.given, *ours.given} - set(ELSEWHERE)):
+        value = _value(ours, key)
+        from_data = key == "MODEL.ROI_HEADS.NUM_CLASSES" and key not in ours.given
+        if value != _value(theirs, key) and not from_data:
+            subject = next(s for s, prefixes in SUBJECTS.items() if key.startswith(prefixes))
+            short = ".".join(key.split(".")[-2:])
+            changed.setdefault(subject, []).append(f"{short} {_brief(value)}")
+    lines += [f"{s}: {', '.join(changed[s])}" for s in SUBJECTS if s in changed]
+    return tuple(f"departs from {official.task} in {line}" for line in lines)
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    try:
+        return recipe[key]
+    except KeyError:
+        return None
+
+
+def _brief(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, tuple) else str(value)
+
+
+MAY_BE_ZERO = (
+    "MODEL.BACKBONE.FREEZE_AT",
+    "MODEL.ROI_BOX_HEAD.NUM_CONV",
+    "MODEL.ROI_BOX_HEAD.NUM_FC",
+    "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO",  # 0: as many samples as the region needs
+    "MODEL.ROI_MASK_HEAD.NUM_CONV",
+    "MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO",
+    "SOLVER.WARMUP_ITERS",
+)
+LISTS_OF_WHOLE_NUMBERS = ("INPUT.MIN_SIZE_TRAIN", "SOLVER.STEPS")
+LISTS_OF_NUMBERS = ("MODEL.ANCHOR_GENERATOR.SIZES", "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS")
+
+
+def _check_numbers(recipe: Recipe) -> None:
+    """Refuse counts and sizes that would fail, or silently train nothing, hours later."""
+    known = {**DEFAULTS, **{key: default for key, (default, _) in FIXED.items()}}
+    for key, default in known.items():
+        value = recipe.given.get(key, default)
+        if type(default) is int:  # a bool is none
+            least = 0 if key in MAY_BE_ZERO else 1
+            if type(value) is not int or value < least:
+                _refuse(recipe, key, value, f"a whole number of at least {least}")
+        elif key in LISTS_OF_WHOLE_NUMBERS:
+            whole = isinstance(value, tuple) and all(type(v) is int and v > 0 for v in value)
+            if not whole or not (value or key == "SOLVER.STEPS"):
+                _refuse(recipe, key, value, "a list of whole numbers above 0")
+        elif key in LISTS_OF_NUMBERS and not _is_positive(value):
+            _refuse(recipe, key, value, "lists of numbers above 0, none of them empty")
+    rate = recipe["SOLVER.BASE_LR"]
+    if isinstance(rate, tuple) or not _is_positive(rate):
+        _refuse(recipe, "SOLVER.BASE_LR", rate, "a number above 0")
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a number, or every number of nested lists that are not empty, is above 0."""
+    if isinstance(value, tuple):
+        return bool(value) and all(_is_positive(inner) for inner in value)
+    return type(value) in (int, float) and value > 0
+
+
+def _refuse(recipe: Recipe, key: str, value: Any, wanted: str) -> NoReturn:
+    raise ConfigError(
+        f"{recipe.name}: {key} must be {wanted}, got {_brief(value)}; "
+        f"change it there or with set.{key}=..."
+    )
+
+
+def has_detectron2() -> bool:
+    """Whether Detectron2 is installed, without importing it: that would import torch.
+
+    A folder that only bears its name, such as a clone in the working directory, is a namespace
+    without ``__init__.py`` and does not count.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    return spec is not None and spec.origin is not None and Path(spec.origin).is_file()
+
+
+def pick_engine() -> Literal["detectron2", "torchvision"]:
+    """The reference engine wherever it is installed, else the portable one."""
+    return "detectron2" if has_detectron2() else "torchvision"
+
+
+def load_task(name_or_path: str | Path, overrides: Iterable[str] = ()) -> TaskConfig:
+    """Load a task by its name in ``configs/transfer`` or by the path of a TOML file."""
+    text = str(name_or_path)
+    path = Path(text) if text.endswith(".toml") else TASKS_DIR / f"{text}.toml"
+    return load(TaskConfig, path, overrides)
