@@ -1,0 +1,1 @@
+"""Suite -> graph of stages -> jobs -> report. Nothing here imports torch at import."""

@@ -1,0 +1,303 @@
+"""Suite -> the stages it needs, each once, parents first: a pure function of files on disk.
+
+pretrain | random init | imported checkpoint -> convert (per layout) -> detection
+                                             -> SVM, mask quality
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from launch.suite import Row, Suite, Task
+from sslbench.catalog import resolve
+from sslbench.config import ConfigError, build, overlay, read_toml
+from sslbench.datasets import DataError, DataRoots
+from sslbench.files import file_sha256
+from sslbench.stage import Stage, content_ids, describe, fingerprint, resolved
+
+REFS = {
+    "pretrain": "pretrain.stage:Pretrain",
+    "random": "pretrain.stage:RandomInit",
+    "mask_quality": "pretrain.stage:MaskQuality",
+    "convert": "transfer.convert:Convert",
+    "detection": "transfer.detection:Detection",
+    "svm": "eval_svm.stage:VOC07SVM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FromStage:
+    """An input made by another stage; ``name`` is its folder, relative to the run folder."""
+
+    name: str
+    fingerprint: str
+    artifact: str
+
+    @property
+    def identity(self) -> str:
+        return f"{self.fingerprint}/{self.artifact}"
+
+    @property
+    def record(self) -> dict[str, str]:
+        return {"stage": self.name, "artifact": self.artifact}
+
+
+@dataclasses.dataclass(frozen=True)
+class FromFile:
+    """An input that the user brought; it counts by its bytes, not by its name."""
+
+    path: Path
+    sha256: str
+
+    @property
+    def identity(self) -> str:
+        return f"sha256:{self.sha256}"
+
+    @property
+    def record(self) -> dict[str, str]:
+        return {"file": str(self.path), "sha256": self.sha256}
+
+
+Input = FromStage | FromFile
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Cell:
+    """One place of the table: a row meets a task, with one seed."""
+
+    row: str
+    task: str
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedStage:
+    """A stage with everything that names its folder.
+
+    Attributes:
+        serves: cells that need it, directly or not.
+        answers: cells whose numbers it measures itself.
+    """
+
+    ref: str
+    stage: Stage
+    name: str  # kind/label-fingerprint, relative to the run folder
+    dir: Path
+    fingerprint: str
+    upstream: Mapping[str, Input]
+    content_ids: Mapping[str, str]
+    serves: tuple[Cell, ...] = ()
+    answers: tuple[Cell, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return self.stage.kind
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Names of the stages it waits for."""
+        return tuple(
+            dict.fromkeys(i.name for i in self.upstream.values() if isinstance(i, FromStage))
+        )
+
+    def output(self, artifact: str) -> FromStage:
+        """Name one of its artifacts as an input of another stage."""
+        return FromStage(self.name, self.fingerprint, artifact)
+
+    def record(self) -> dict[str, Any]:
+        """What ``stage.json`` says about it; inputs are relative to the run folder."""
+        upstream = {name: item.identity for name, item in self.upstream.items()}
+        inputs = {name: item.record for name, item in self.upstream.items()}
+        identity = describe(self.stage, self.ref, self.fingerprint, upstream, self.content_ids)
+        return {**identity, "inputs": inputs}
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """Cells that cannot be planned, because what a stage is depends on data that are not there.
+
+    Attributes:
+        tags: names by which ``--only`` asks for them.
+    """
+
+    cells: tuple[Cell, ...]
+    tags: frozenset[str]
+    error: DataError
+
+
+def plan(suite: Suite, roots: DataRoots, runs: Path) -> list[PlannedStage]:
+    """List the stages of ``suite``, parents before children, equal stages merged.
+
+    Raises:
+        ConfigError: a config of the suite is wrong.
+        DataError: data that a stage reads are missing.
+    """
+    stages, missing = survey(suite, roots, runs)
+    if missing:
+        raise missing[0].error
+    return stages
+
+
+def survey(suite: Suite, roots: DataRoots, runs: Path) -> tuple[list[PlannedStage], list[Missing]]:
+    """Do as ``plan`` does, but list what lacks its data beside the stages that have theirs."""
+    builder = _Builder(roots, runs)
+    missing: list[Missing] = []
+    for row in suite.row:
+        for seed in range(suite.seeds):
+            missing += _plan_row(builder, suite, row, seed)
+    return list(builder.stages.values()), missing
+
+
+def _plan_row(builder: "_Builder", suite: Suite, row: Row, seed: int) -> list[Missing]:
+    source_seed = seed if suite.repeat_from == "pretrain" else 0
+    # MaskQuality compares generations of bootstrapped masks: only a pretraining run has them.
+    tasks = [task for task in suite.task if task.stage != "mask_quality" or row.pretrain]
+    cells = {task.id: Cell(row.method, task.id, seed) for task in tasks}
+    try:
+        source = _plan_source(builder, row, source_seed, tuple(cells.values()))
+    except DataError as error:
+        tags = {"pretrain"}.union(*(_tags_of(task) for task in tasks))
+        return [Missing(tuple(cells.values()), frozenset(tags), error)]
+    missing = []
+    for task in tasks:
+        try:
+            _plan_task(builder, row, task, seed, source, cells[task.id])
+        except DataError as error:
+            missing.append(Missing((cells[task.id],), frozenset(_tags_of(task)), error))
+    return missing
+
+
+def _tags_of(task: Task) -> set[str]:
+    return {task.id, task.stage, resolve(REFS[task.stage]).kind}
+
+
+def _plan_source(
+    builder: "_Builder", row: Row, seed: int, cells: tuple[Cell, ...]
+) -> Mapping[str, Input]:
+    """Plan where the backbone comes from; return the inputs that it offers."""
+    if row.checkpoint is not None:
+        return {"checkpoint": builder.imported(row.checkpoint, row.method)}
+    stage_class = resolve(REFS["random" if row.pretrain is None else "pretrain"])
+    if row.pretrain is None:
+        config = build(stage_class.config_type, row.random or {}, f"row {row.method!r}")
+        made = builder.add("random", _reseeded(config, seed), {}, serves=cells)
+        return {"checkpoint": made.output("checkpoint")}
+    table = overlay(read_toml(row.pretrain), row.set)
+    config = build(stage_class.config_type, table, str(row.pretrain))
+    made = builder.add("pretrain", _reseeded(config, seed), {}, serves=cells)
+    return {"checkpoint": made.output("checkpoint"), "masks": made.output("masks")}
+
+
+def _plan_task(
+    builder: "_Builder",
+    row: Row,
+    task: Task,
+    seed: int,
+    source: Mapping[str, Input],
+    cell: Cell,
+) -> None:
+    config_type = resolve(REFS[task.stage]).config_type
+    table = read_toml(task.config) if task.config else {}
+    where = str(task.config or f"task {task.id!r}")
+    config = _reseeded(build(config_type, overlay(table, task.set), where), seed)
+    _require_same_name(task, config)
+    inputs = {"checkpoint": source["checkpoint"]}
+    if task.stage == "mask_quality":
+        inputs = dict(source)
+    elif task.stage == "detection":
+        wanted = {"layout": config.layout, "branch": row.branch}
+        convert_config = build(resolve(REFS["convert"]).config_type, wanted, f"task {task.id!r}")
+        convert = builder.add("convert", convert_config, inputs, serves=(cell,))
+        inputs = {"weights": convert.output("weights")}
+    elif "branch" in config_type.model_fields:
+        config = config.model_copy(update={"branch": row.branch})
+    builder.add(task.stage, config, inputs, serves=(cell,), answers=(cell,))
+
+
+def _require_same_name(task: Task, config: Any) -> None:
+    """Keep a small twin's numbers from standing under the name of the real protocol."""
+    measured = getattr(config, "task", task.id)
+    if measured != task.id:
+        raise ConfigError(f"task {task.id!r}: {task.config} measures {measured!r}; call it that")
+
+
+def _reseeded(config: Any, seed: int) -> Any:
+    """Shift the config's seed; a stage without one gives the same number for every seed."""
+    if seed == 0 or "seed" not in type(config).model_fields:
+        return config
+    return config.model_copy(update={"seed": config.seed + seed})
+
+
+class _Builder:
+    """Collects stages by name, so that two rows asking for the same work share it."""
+
+    def __init__(self, roots: DataRoots, runs: Path) -> None:
+        self.roots, self.runs = roots, runs
+        self.stages: dict[str, PlannedStage] = {}
+        self._contents: dict[tuple[str, ...], dict[str, str]] = {}
+        self._imports: dict[Path, FromFile] = {}
+
+    def add(
+        self,
+        what: str,
+        config: Any,
+        upstream: Mapping[str, Input],
+        *,
+        serves: tuple[Cell, ...],
+        answers: tuple[Cell, ...] = (),
+    ) -> PlannedStage:
+        ref = REFS[what]
+        stage = resolved(resolve(ref)(config))
+        contents = self._content_ids(stage)
+        identities = {name: item.identity for name, item in upstream.items()}
+        mark = fingerprint(stage, identities, contents)
+        name = f"{stage.kind}/{stage.label}-{mark}"
+        made = self.stages.get(name) or PlannedStage(
+            ref, stage, name, self.runs / name, mark, dict(upstream), contents
+        )
+        self.stages[name] = dataclasses.replace(
+            made,
+            serves=tuple(dict.fromkeys((*made.serves, *serves))),
+            answers=tuple(dict.fromkeys((*made.answers, *answers))),
+        )
+        return self.stages[name]
+
+    def _content_ids(self, stage: Stage) -> dict[str, str]:
+        needs = stage.needs()
+        if needs not in self._contents:
+            self._contents[needs] = content_ids(stage, self.roots)
+        return self._contents[needs]
+
+    def imported(self, path: Path, method: str) -> FromFile:
+        if path not in self._imports:
+            if not path.is_file():
+                raise ConfigError(f"row {method!r}: there is no checkpoint file {path}")
+            self._imports[path] = FromFile(path, file_sha256(path))
+        return self._imports[path]
+
+
+def select(stages: Iterable[PlannedStage], only: Iterable[str]) -> list[PlannedStage]:
+    """Keep the stages of the named kinds or tasks, with all they build on; all without a name."""
+    stages, only = list(stages), list(only)
+    if not only:
+        return stages
+    tags = {stage.name: _tags(stage) for stage in stages}
+    known = sorted(set().union(*tags.values()))
+    for name in only:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"--only {name}: the suite has no such task or stage kind; {hint}")
+    kept = {name for name, own in tags.items() if own & set(only)}
+    for stage in reversed(stages):  # children come after their parents
+        if stage.name in kept:
+            kept.update(stage.parents)
+    return [stage for stage in stages if stage.name in kept]
+
+
+def _tags(stage: PlannedStage) -> set[str]:
+    """Names by which ``--only`` finds a stage."""
+    purposes = {purpose for purpose, ref in REFS.items() if ref == stage.ref}
+    return {stage.kind, *purposes, *(cell.task for cell in stage.answers)}
