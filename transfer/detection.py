@@ -16,6 +16,7 @@ from transfer.task import TaskConfig
 if TYPE_CHECKING:
     from sslbench.log import RunLog
     from transfer.engines.base import Engine
+    from transfer.engines.loading import Weights
     from transfer.trainer import Trainer
 
 PREDICTIONS, FINAL = "predictions.json", "checkpoints/final.pt"
@@ -50,8 +51,10 @@ class Detection:
     def run(self, ctx: StageContext) -> dict[str, str]:
         """See ``Stage``."""
         from sslbench.log import RunLog
+        from transfer.engines.loading import Weights
 
-        task = self.config.resolved()
+        weights = Weights.read(ctx.inputs["weights"])
+        task = self.config.resolved().on_trunk(weights.depth, weights.width)
         with RunLog(ctx.dir) as log:
             train, test = read_data(task, ctx.data)
             notes = task.departures_from_protocol()
@@ -59,7 +62,7 @@ class Detection:
             for note in notes:
                 log.info(note)
             if not (ctx.dir / PREDICTIONS).exists():
-                engine = self._detector(ctx, task, train, test, log)
+                engine = self._detector(ctx, task, weights, train, log)
                 self._predict(ctx, engine, test, log)
             self._evaluate(ctx, task, test, notes, log)
         return {
@@ -70,13 +73,16 @@ class Detection:
         }
 
     def _detector(
-        self, ctx: StageContext, task: TaskConfig, train: Dataset, test: Dataset, log: "RunLog"
+        self,
+        ctx: StageContext,
+        task: TaskConfig,
+        weights: "Weights",
+        train: Dataset,
+        log: "RunLog",
     ) -> "Engine":
         """The fine-tuned detector: from its final checkpoint, or trained up to it."""
-        from transfer.engines.loading import Weights
         from transfer.trainer import load_checkpoint, save_checkpoint
 
-        weights = Weights.read(ctx.inputs["weights"])
         build = lookup(ENGINES, task.engine, "engine")
         engine: Engine = build(task, train.classes, weights, ctx.device)
         final = ctx.dir / FINAL

@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 from pydantic import Field, model_validator
 
 from sslbench.config import CONFIGS_DIR, ConfigError, FrozenConfig, NotHashed, load, overlay
-from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe, read_recipe, recipe_path
+from transfer.engines.recipe import (
+    DEFAULTS,
+    ELSEWHERE,
+    FIXED,
+    Recipe,
+    read_recipe,
+    recipe_path,
+    trunk_values,
+)
 
 TASKS_DIR = CONFIGS_DIR / "transfer"
 
@@ -80,6 +88,17 @@ class TaskConfig(FrozenConfig):
             )
         _check_numbers(recipe)
         return recipe
+
+    def on_trunk(self, depth: int, width: float) -> Self:
+        """The resolved task with the trunk that the weights hold: any depth and width serve.
+
+        A trunk that the user set explicitly stays: weights of another one are refused later.
+        """
+        values = trunk_values(depth, width)
+        if set(values) & set(self.set.get("MODEL", {}).get("RESNETS", {})):
+            return self
+        changed = overlay(self.recipe_values, {"MODEL": {"RESNETS": values}})
+        return self.model_copy(update={"recipe_values": changed})
 
     def departures_from_protocol(self) -> tuple[str, ...]:
         """Footnotes of a result: what differs from the published protocol that the task names."""

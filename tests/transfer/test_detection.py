@@ -43,6 +43,17 @@ def test_the_stage_goes_from_weights_to_results(
     assert (out / "checkpoints" / "final.pt").exists()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_weights_of_another_trunk_are_trained_and_the_departure_is_noted(
+    engine: str, scenes: DataRoots, tmp_path: Path
+):
+    task = twin_task("fpn", engine, ["set.SOLVER.MAX_ITER=1"])
+    weights = write_random_weights(tmp_path / "w.pkl", "fpn", width=0.25)
+    out = run_detection(task, scenes, weights, tmp_path / "out")
+    (trunk,) = (n for n in read_results(out / "results.json")[0].footnotes if "in trunk" in n)
+    assert "RES2_OUT_CHANNELS 64" in trunk
+
+
 @pytest.fixture(scope="module")
 def finished(scenes: DataRoots, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run of the FPN twin, and its weights."""

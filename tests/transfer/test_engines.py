@@ -133,13 +133,23 @@ def test_weights_of_the_other_layout_are_refused(tmp_path: Path):
         weights.require_fit("fpn", twin_task("fpn").values())
 
 
-def test_weights_of_another_width_are_refused_with_the_keys_to_set(tmp_path: Path):
+def test_weights_of_another_width_are_refused(tmp_path: Path):
     weights = Weights.read(write_random_weights(tmp_path / "w.pkl", "c4", width=0.25))
-    with pytest.raises(WeightsError, match=r"width 0.25.*width 0.125.*STEM_OUT_CHANNELS=16"):
+    with pytest.raises(WeightsError, match=r"width 0.25.*width 0.125.*leave the widths"):
         weights.require_fit("c4", twin_task("c4").values())
-    keys = ("STEM_OUT_CHANNELS=16", "WIDTH_PER_GROUP=16", "RES2_OUT_CHANNELS=64")
-    wider = twin_task("c4", overrides=[f"set.MODEL.RESNETS.{key}" for key in keys])
-    weights.require_fit("c4", wider.values())
+
+
+@pytest.mark.parametrize(("depth", "width"), [(18, 0.125), (50, 0.25), (101, 1.0)])
+def test_a_task_takes_the_trunk_of_its_weights(depth: int, width: float, tmp_path: Path):
+    weights = Weights.read(write_random_weights(tmp_path / "w.pkl", "fpn", width, depth))
+    task = twin_task("fpn").resolved().on_trunk(weights.depth, weights.width)
+    weights.require_fit("fpn", task.values())
+    assert task.values().width == width
+
+
+def test_a_trunk_that_was_set_explicitly_stays(tmp_path: Path):
+    task = twin_task("fpn", overrides=["set.MODEL.RESNETS.DEPTH=101"]).resolved()
+    assert task.on_trunk(50, 0.25) == task
 
 
 def test_weights_of_another_depth_are_refused(tmp_path: Path):

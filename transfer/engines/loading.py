@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transfer.engines.recipe import DEFAULTS, Recipe
+from transfer.engines.recipe import Recipe
 from transfer.weights import Arrays, WeightsError, load_weights
-
-WIDTH_KEYS = ("STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,12 @@ class Weights:
         if self.depth != recipe["MODEL.RESNETS.DEPTH"]:
             raise WeightsError(
                 f"{self.path} holds a ResNet-{self.depth}, {recipe.name} builds a "
-                f"ResNet-{recipe['MODEL.RESNETS.DEPTH']}; use the recipe that fits"
+                f"ResNet-{recipe['MODEL.RESNETS.DEPTH']}; leave MODEL.RESNETS.DEPTH to the weights"
             )
         if self.width != recipe.width:
-            wanted = " ".join(
-                f"set.MODEL.RESNETS.{key}={int(DEFAULTS[f'MODEL.RESNETS.{key}'] * self.width)}"
-                for key in WIDTH_KEYS
-            )
             raise WeightsError(
                 f"{self.path} holds a ResNet of width {self.width:g}, {recipe.name} builds width "
-                f"{recipe.width:g}; use the recipe that fits, or say {wanted}"
+                f"{recipe.width:g}; leave the widths of MODEL.RESNETS to the weights"
             )
 
 

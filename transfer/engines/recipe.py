@@ -178,6 +178,18 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
+def trunk_values(depth: int, width: float) -> dict[str, int]:
+    """Values of ``MODEL.RESNETS`` that build a ResNet of this depth, ``width`` times as wide."""
+    expansion = 4 if depth >= 50 else 1
+    channels = round(64 * width)
+    return {
+        "DEPTH": depth,
+        "STEM_OUT_CHANNELS": channels,
+        "WIDTH_PER_GROUP": channels,
+        "RES2_OUT_CHANNELS": channels * expansion,
+    }
+
+
 class Recipe:
     """A merged recipe's values over Detectron2's defaults: ``recipe["SOLVER.BASE_LR"]``.
 
