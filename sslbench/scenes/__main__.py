@@ -12,8 +12,8 @@ from sslbench.scenes.generate import SceneSettings, generate
 
 def main(
     out: Annotated[Path, typer.Option(help="New or empty folder, or one made before.")],
-    train: Annotated[int, typer.Option(help="Training pictures per layout.")] = 240,
-    test: Annotated[int, typer.Option(help="Test pictures per layout.")] = 100,
+    train: Annotated[int, typer.Option(help="Training pictures per layout.")] = 480,
+    test: Annotated[int, typer.Option(help="Test pictures per layout.")] = 300,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn.")] = 0,
 ) -> None:
     """Draw small scenes and write them as VOC2007, COCO 2017 and LVIS v1."""

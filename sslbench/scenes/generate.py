@@ -34,8 +34,8 @@ LVIS_VAL_OF_TRAIN = 0.1  # share of train2017 that LVIS validates on
 class SceneSettings:
     """How many pictures each layout gets, and the seed of all of them."""
 
-    num_train: int = 240
-    num_test: int = 100
+    num_train: int = 480
+    num_test: int = 300
     seed: int = 0
 
     def __post_init__(self) -> None:
