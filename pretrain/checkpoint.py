@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretrain.config import PretrainConfig
@@ -46,6 +46,19 @@ def save(
         "optimizer": optimizer.state_dict(),
     }
     _write(path, payload)
+
+
+def dump(
+    path: Path,
+    method: nn.Module,
+    cfg: PretrainConfig,
+    step: int,
+    indices_B: Tensor,
+    terms: dict[str, float],
+) -> None:
+    """Write what led to a loss that is not finite, for whoever looks for the cause."""
+    found = {"model": method.state_dict(), "indices": indices_B, "terms": terms}
+    _write(path, {**_header(cfg, -1, step), **found})
 
 
 def save_untrained(path: Path, backbone: nn.Module, cfg: PretrainConfig) -> None:

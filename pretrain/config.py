@@ -3,12 +3,15 @@
 Epochs count from 1. ``method`` is a union told apart by its ``name``; so far it has one member.
 """
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pretrain.rescale import rescaled
 from sslbench.config import FrozenConfig, NotHashed
 
+Precision = Literal["auto", "fp32", "bf16"]  # of the networks' forward and backward passes
 Layer = Annotated[str, Field(pattern=r"^layer[1-4](\.\d+)?$")]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1)]
 
@@ -157,17 +160,28 @@ class ScheduleConfig(FrozenConfig):
 
 
 class PretrainConfig(FrozenConfig):
-    """One pretraining run."""
+    """One pretraining run.
+
+    ``schedule.rescale=true`` beside another ``schedule.epochs`` moves every milestone in proportion
+    (see ``pretrain.rescale``); the config then holds the moved ones.
+    """
 
     # Folder, list file or tar, or a data-set spec; the content is fingerprinted, not the path.
     images: Annotated[str, NotHashed] = "coco2017/train"
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=2)  # over all processes
+    accumulate: int = Field(default=1, gt=0)  # parts that a process makes of its images of a step
+    precision: Precision = "auto"  # bf16 on a GPU, fp32 on the CPU
     crop_size: int = Field(default=224, ge=32)
     arch: ArchConfig = ArchConfig()
     method: CyborgsConfig = CyborgsConfig()
     optimizer: OptimizerConfig = Field(default=LARSConfig(), discriminator="name")
     schedule: ScheduleConfig = ScheduleConfig()
+
+    @classmethod
+    def expanded(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Move the milestones where ``schedule.rescale`` asks for it."""
+        return rescaled(table)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

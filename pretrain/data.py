@@ -33,14 +33,41 @@ class View:
     draws: photometry.Draws
     uniforms_BR: Tensor  # float64 in [0, 1), for the method's own draws per image
 
+    def __getitem__(self, images: slice) -> "View":
+        """The view of some images."""
+        return View(
+            images_B3SS=self.images_B3SS[images],
+            labels_BSS=None if self.labels_BSS is None else self.labels_BSS[images],
+            geometry=self.geometry[images],
+            draws=self.draws[images],
+            uniforms_BR=self.uniforms_BR[images],
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method sees in one step."""
+    """What this process sees of one step, or a part of it that fits into memory."""
 
     step: int  # counts from 0 over the whole run
     indices_B: Tensor  # rank of each image in the sorted list
     views: tuple[View, ...]
+    first: int = 0  # place of a part's first image among the process's images of the step
+
+    @property
+    def images(self) -> slice:
+        """Place of the part among the process's images of the step."""
+        return slice(self.first, self.first + len(self.indices_B))
+
+    def parts(self, count: int) -> "list[Batch]":
+        """Cut into equal parts, one after the other."""
+        size = len(self.indices_B) // count
+        places = [slice(start, start + size) for start in range(0, count * size, size)]
+        return [
+            Batch(
+                self.step, self.indices_B[place], tuple(v[place] for v in self.views), place.start
+            )
+            for place in places
+        ]
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,10 @@ class Draws:
         """Move to a device."""
         return type(self)(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
+    def __getitem__(self, images: slice) -> Self:
+        """The draws of some images."""
+        return type(self)(**{f.name: getattr(self, f.name)[images] for f in fields(self)})
+
 
 @torch.no_grad()
 def apply(pixels_B3SS: Tensor, draws: Draws) -> Tensor:

@@ -13,7 +13,8 @@ class Pretrain:
     """images -> checkpoint (``last.pt``), kept epochs, all masks and the newest as ``masks``."""
 
     kind: ClassVar[str] = "pretrain"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: bfloat16 on a GPU
+    parallel: ClassVar[bool] = True  # runs in as many processes as torchrun or srun starts
     config_type: ClassVar[type] = PretrainConfig
     config: PretrainConfig
 

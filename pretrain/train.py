@@ -3,16 +3,21 @@
 python -m pretrain configs/pretrain/cyborgs.toml --data DATA --out runs/my_run
 """
 
+import contextlib
+import math
+import resource
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretrain import checkpoint
+from pretrain.batchnorm import synchronised
 from pretrain.checkpoint import DivergedError
 from pretrain.config import (
     FIXED_SOURCES,
@@ -28,15 +33,24 @@ from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskStore
 from pretrain.methods import METHODS
-from pretrain.methods.base import StepOutput
-from pretrain.schedule import lr_at, mask_epoch, needs_calibration, plan_epoch, target_rate_at
+from pretrain.schedule import (
+    EpochPlan,
+    lr_at,
+    mask_epoch,
+    needs_calibration,
+    plan_epoch,
+    target_rate_at,
+)
 from sslbench import dist
 from sslbench.catalog import lookup
+from sslbench.config import ConfigError
 from sslbench.datasets import ImageList, images_id
+from sslbench.interrupt import StopRequest
 from sslbench.log import Progress, RunLog
 from sslbench.resnet import resolve_layer
 
 CALIBRATION_BATCHES = 100
+LOSS, STOP = "loss", "stop"  # names among the values of a step
 
 
 @dataclass(frozen=True)
@@ -60,13 +74,16 @@ class Run:
 
     def __init__(self, cfg: PretrainConfig, images: ImageList, place: Place, log: RunLog) -> None:
         self.cfg, self.images, self.place, self.log = cfg, images, place, log
+        require_equal_parts(cfg)
         self.images_id = images_id(images)
         self.steps_per_epoch = steps_per_epoch(len(images), cfg.batch_size)
         self.total_steps = cfg.schedule.epochs * self.steps_per_epoch
         self.method = lookup(METHODS, cfg.method.name, "method")(cfg)
         self.method.to(place.device, memory_format=torch.channels_last).train()
+        synchronised(self.method, place.device)
         self.optimizer = build_optimizer(cfg.optimizer, self.method)
         self.step = 0  # steps done so far
+        self.stop = StopRequest()
         if self.last_path.exists():
             self.step = checkpoint.restore(self.last_path, self.method, self.optimizer, cfg)
             log.info(f"continuing after step {self.step} of {self.total_steps}")
@@ -74,29 +91,63 @@ class Run:
         log.info(self.outline())
 
     def train(self) -> None:
-        """Run all epochs that are left."""
-        cfg, first_epoch = self.cfg, self.step // self.steps_per_epoch + 1
-        with self.log.progress(self.total_steps, "pretrain", initial=self.step) as bar:
-            for epoch in range(first_epoch, cfg.schedule.epochs + 1):
-                plan = plan_epoch(cfg.method, epoch)
-                masks = self.masks_for(epoch)
-                meter = Meter(cfg.batch_size)
-                for batch in meter.timed(self.batches(epoch, masks)):
-                    set_lr(self.optimizer, self.lr())
-                    output = self.method(batch, plan)
-                    total = sum(
-                        output.terms.values(), start=torch.zeros((), device=self.place.device)
-                    )
-                    require_finite(total, output.terms, epoch, self.step, self.last_path)
-                    self.optimizer.zero_grad(set_to_none=True)
-                    total.backward()
-                    self.optimizer.step()
-                    self.step += 1
-                    self.method.update_target(self.step / self.total_steps)
-                    self.record(epoch, total, output, meter, bar)
-                    if self.is_save_due():
-                        self.save()
-                self.save(kept=epoch in cfg.schedule.keep_epochs)
+        """Run all epochs that are left.
+
+        Raises:
+            KeyboardInterrupt: a signal asked to stop; everything up to this step is saved.
+        """
+        first_epoch = self.step // self.steps_per_epoch + 1
+        with (
+            self.stop.listening(),
+            self.log.progress(self.total_steps, "pretrain", initial=self.step) as bar,
+        ):
+            for epoch in range(first_epoch, self.cfg.schedule.epochs + 1):
+                self.train_epoch(epoch, bar)
+
+    def train_epoch(self, epoch: int, bar: Progress) -> None:
+        """Run the steps of ``epoch`` that are left, and save."""
+        plan = plan_epoch(self.cfg.method, epoch)
+        with self.stop.now():
+            masks = self.masks_for(epoch)
+        asked = False
+        meter = Meter(self.cfg.batch_size, self.place.device)
+        for batch in meter.timed(self.batches(epoch, masks)):
+            set_lr(self.optimizer, self.lr())
+            values = self.update(batch, plan, epoch)
+            self.step += 1
+            self.method.update_target(self.step / self.total_steps)
+            asked = values.pop(STOP) > 0
+            self.record(epoch, values, meter, bar)
+            if asked:
+                break
+            if self.is_save_due():
+                self.save()
+        is_whole = self.step % self.steps_per_epoch == 0
+        self.save(kept=is_whole and epoch in self.cfg.schedule.keep_epochs)
+        if asked:
+            self.log.info(f"asked to stop: saved after step {self.step}")
+            raise KeyboardInterrupt
+
+    def update(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
+        """Take one optimizer step; return loss terms and monitors, averaged over the processes."""
+        parts = batch.parts(self.cfg.accumulate)
+        self.optimizer.zero_grad(set_to_none=True)
+        outputs = []
+        with out_of_memory_explained(self.cfg):
+            prepared = self.method.prepare(parts, plan)
+            for part in parts:
+                output = self.method(part, prepared, plan)
+                sum_of(output.terms).backward()
+                outputs.append(output)
+        terms = _combined([output.terms for output in outputs], scale=1.0)
+        monitors = _combined([output.monitors for output in outputs], scale=1 / len(parts))
+        asked = torch.tensor(float(self.stop.asked), device=self.place.device)
+        values = dist.mean({LOSS: sum_of(terms), **terms, **monitors, STOP: asked})
+        if not math.isfinite(values[LOSS]):
+            self.give_up(batch, epoch, {name: values[name] for name in terms})
+        dist.average_gradients([p.grad for p in self.method.parameters() if p.grad is not None])
+        self.optimizer.step()
+        return values
 
     def outline(self) -> str:
         """Say in one line what the run will do."""
@@ -171,23 +222,31 @@ class Run:
         elapsed = self.step / self.steps_per_epoch
         return lr_at(self.cfg.optimizer, self.cfg.schedule, self.cfg.batch_size, elapsed)
 
-    def record(
-        self, epoch: int, total: Tensor, output: StepOutput, meter: "Meter", bar: Progress
-    ) -> None:
+    def record(self, epoch: int, values: dict[str, float], meter: "Meter", bar: Progress) -> None:
         """Write the finished step to the log and move the bar."""
-        values = {name: float(value.detach()) for name, value in output.terms.items()}
-        values |= {name: float(value) for name, value in output.monitors.items()}
-        loss = float(total.detach())
         self.log.scalars(
             self.step - 1,
             epoch=epoch,
-            loss=loss,
             **values,
             lr=self.optimizer.param_groups[0]["lr"],
             target_rate=target_rate_at(self.cfg.method, self.step / self.total_steps),
             **meter.rates(),
         )
-        bar.advance(1, epoch=f"{epoch}/{self.cfg.schedule.epochs}", loss=loss)
+        bar.advance(1, epoch=f"{epoch}/{self.cfg.schedule.epochs}", loss=values[LOSS])
+
+    def give_up(self, batch: Batch, epoch: int, terms: dict[str, float]) -> NoReturn:
+        """Stop before a loss that is not finite touches the weights; keep what led there."""
+        dump = self.place.folder / "diverged.pt"
+        if dist.is_main():
+            checkpoint.dump(dump, self.method, self.cfg, self.step, batch.indices_B, terms)
+        shown = ", ".join(f"{name} = {value}" for name, value in terms.items())
+        last = self.last_path
+        kept = f"{last} keeps the last good state" if last.exists() else "nothing was saved"
+        raise DivergedError(
+            f"the loss is not finite in epoch {epoch}, step {self.step}: {shown}; {kept}; {dump} "
+            "has the weights and the image indices of this step. Lower optimizer.lr or lengthen "
+            "schedule.lr_warmup_epochs, and start a new run folder"
+        )
 
     def is_save_due(self) -> bool:
         """Tell whether to save within the epoch; its end has a save of its own."""
@@ -219,10 +278,10 @@ def kept_path(folder: Path, epoch: int) -> Path:
 
 
 class Meter:
-    """Measures images per second and the time spent waiting for data."""
+    """Measures images per second, the share of time spent waiting for data, and memory."""
 
-    def __init__(self, images_per_step: int) -> None:
-        self.images_per_step = images_per_step
+    def __init__(self, images_per_step: int, device: torch.device) -> None:
+        self.images_per_step, self.device = images_per_step, device
         self._step_began = time.monotonic()
         self._waited = 0.0
 
@@ -238,11 +297,65 @@ class Meter:
 
     def rates(self) -> dict[str, float]:
         """Rates of the step that is under way."""
-        seconds = time.monotonic() - self._step_began
+        seconds = max(time.monotonic() - self._step_began, 1e-9)
         return {
-            "images_per_second": self.images_per_step / max(seconds, 1e-9),
+            "images_per_second": self.images_per_step / seconds,
             "seconds_waiting_for_data": self._waited,
+            "share_waiting_for_data": self._waited / seconds,
+            "peak_memory_gib": peak_memory(self.device) / 2**30,
         }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held so far: by torch on a GPU, by the whole process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def require_equal_parts(cfg: PretrainConfig) -> None:
+    """Refuse a batch that processes and accumulation cannot share equally."""
+    world = dist.world_size()
+    if cfg.batch_size % (world * cfg.accumulate):
+        raise ConfigError(
+            f"batch_size {cfg.batch_size} cannot be shared equally by {world} processes with "
+            f"accumulate={cfg.accumulate}: take a multiple of {world * cfg.accumulate}"
+        )
+    if cfg.batch_size // (world * cfg.accumulate) < 2:
+        raise ConfigError(
+            f"batch_size {cfg.batch_size} leaves one image for each of {world} processes with "
+            f"accumulate={cfg.accumulate}; BatchNorm needs two: lower accumulate"
+        )
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(cfg: PretrainConfig) -> Iterator[None]:
+    """Say what to try when the GPU is too small."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        images = cfg.batch_size // (dist.world_size() * cfg.accumulate)
+        raise OutOfMemoryError(
+            f"{images} images at a time do not fit into the GPU's memory; "
+            f"accumulate={2 * cfg.accumulate} halves them (the same batch_size, only BatchNorm "
+            f"sees fewer at a time), batch_size={cfg.batch_size // 2} changes the run"
+        ) from error
+
+
+class OutOfMemoryError(ValueError):
+    """A step that does not fit into the memory of the GPU."""
+
+
+def sum_of(terms: dict[str, Tensor]) -> Tensor:
+    """The loss: the sum of its terms."""
+    return torch.stack(list(terms.values())).sum()
+
+
+def _combined(parts: list[dict[str, Tensor]], scale: float) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([part[name].detach() for part in parts]).sum() * scale
+        for name in parts[0]
+    }
 
 
 def build_optimizer(cfg: OptimizerConfig, module: nn.Module) -> Optimizer:
@@ -265,18 +378,3 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-def require_finite(
-    total: Tensor, terms: dict[str, Tensor], epoch: int, step: int, last_path: Path
-) -> None:
-    """Stop before a loss that is not finite touches the weights."""
-    if not bool(torch.isfinite(total)):
-        shown = ", ".join(f"{name} = {float(value.detach())}" for name, value in terms.items())
-        kept = (
-            f"{last_path} keeps the last good state" if last_path.exists() else "nothing was saved"
-        )
-        raise DivergedError(
-            f"the loss is not finite in epoch {epoch}, step {step}: {shown}; {kept}. "
-            "Lower optimizer.lr or lengthen schedule.lr_warmup_epochs, and start a new run folder"
-        )

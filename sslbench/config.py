@@ -32,11 +32,20 @@ class FrozenConfig(BaseModel):
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
 
+    @classmethod
+    def expanded(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replace shorthand that a user may write by the keys it stands for.
 
-T = TypeVar("T", bound=BaseModel)
+        Raises:
+            ValueError: the shorthand is wrong.
+        """
+        return table
 
 
-def load(cls: type[T], path: Path | str, overrides: Iterable[str] = ()) -> T:
+C = TypeVar("C", bound=FrozenConfig)
+
+
+def load(cls: type[C], path: Path | str, overrides: Iterable[str] = ()) -> C:
     """Read ``path`` into ``cls``, then apply ``key.sub=value`` overrides in order.
 
     Raises:
@@ -114,15 +123,19 @@ def assign(table: dict[str, Any], dotted: str, value: Any) -> None:
     table[leaf] = value
 
 
-def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+def build(cls: type[C], table: Mapping[str, Any], where: str) -> C:
     """Validate ``table`` as ``cls``; every problem is named with its key, value and remedy."""
     try:
         # strict JSON mode: true is no float and "3" no int, yet arrays fill tuples
-        tagged = _fill_tags(cls, table)
+        tagged = _fill_tags(cls, cls.expanded(table))
         return cls.model_validate_json(json.dumps(tagged, default=str), strict=True)
     except ValidationError as error:
         problems = "\n".join(f"  {_describe(cls, item)}" for item in error.errors())
         raise ConfigError(f"{where}:\n{problems}") from None
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _fill_tags(cls: type[BaseModel], table: Mapping[str, Any]) -> dict[str, Any]:

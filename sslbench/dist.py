@@ -1,24 +1,143 @@
-"""The process group; everything is a no-op on one process."""
+"""The processes of one run, started by torchrun or srun. On one process everything is a no-op."""
 
+import contextlib
+import datetime
 import os
+import re
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+TIMEOUT = datetime.timedelta(hours=1)  # of one collective; a refresh of COCO takes minutes
+BUCKET_BYTES = 32 << 20  # of gradients per all-reduce
+FIRST_PORT, NUM_PORTS = 20000, 20000
+PEER_IS_GONE = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "connection was likely closed",
+    "remote process exited",
+    "socket closed",
+)
 
-def refuse_several_processes() -> None:
-    """Stop a stage that torchrun started several times: stages run in one process so far.
+
+class PeerLostError(ValueError):
+    """Another process of this run died in the middle of the work."""
+
+
+@dataclass(frozen=True)
+class Membership:
+    """This process's place among those of the run."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # on its machine, i.e. the index of its GPU
+    address: str  # host:port of rank 0
+
+
+def membership(environment: Mapping[str, str] = os.environ) -> Membership | None:
+    """Read from the environment which process of how many this is; None if it is the only one.
+
+    Knows torchrun's variables and those of an ``srun`` step. A batch script without ``srun`` has an
+    allocation of several tasks but is one process: only step variables count.
 
     Raises:
-        ValueError: ``WORLD_SIZE`` says that there are more, which would all train the same thing.
+        ValueError: variables that belong together are missing or no numbers.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1:
+    if int(environment.get("WORLD_SIZE", "1")) > 1:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        host = environment.get("MASTER_ADDR", "127.0.0.1")
+        port = environment.get("MASTER_PORT", "29500")
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+        host = _first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+        job = int(environment.get("SLURM_JOB_ID", "0"))
+        port = environment.get("MASTER_PORT", str(FIRST_PORT + job % NUM_PORTS))
+    else:
+        return None
+    missing = [name for name in names if not environment.get(name, "").isdecimal()]
+    if missing:
         raise ValueError(
-            f"WORLD_SIZE is {started}, but a stage runs in one process; start it without torchrun"
+            f"{', '.join(missing)} should be a number in the environment of each of several "
+            "processes; start them with torchrun or srun"
         )
+    rank, world, local = (int(environment[name]) for name in names)
+    return Membership(rank, world, local, f"{host}:{port}")
+
+
+def _first_host(nodes: str) -> str:
+    """``gpu[03-05,9]`` -> ``gpu03``: the host of rank 0 in SLURM's default distribution."""
+    first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)
+    return "127.0.0.1" if first is None else first[1] + (first[2] or "")
+
+
+def refuse_several_processes() -> None:
+    """Stop a stage that works in one process and was started several times.
+
+    Raises:
+        ValueError: there are more processes, which would all do the same thing.
+    """
+    here = membership()
+    if here is not None:
+        raise ValueError(
+            f"{here.world_size} processes were started, but this stage runs in one; "
+            "start it without torchrun, or with one task"
+        )
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[str]:
+    """Join the other processes for the block; yield the device of this one.
+
+    Args:
+        device: ``cpu`` or ``cuda``; with several processes each takes the GPU of its local rank.
+
+    Raises:
+        PeerLostError: another process died while this one waited for it.
+    """
+    here = membership()
+    if here is None or _group_exists():
+        yield device
+        return
+    import torch
+    import torch.distributed as torch_dist
+
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        device = f"cuda:{here.local_rank}"
+        torch.cuda.set_device(device)
+    torch_dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=f"tcp://{here.address}",
+        rank=here.rank,
+        world_size=here.world_size,
+        timeout=TIMEOUT,
+    )
+    try:
+        yield device
+    except RuntimeError as error:
+        if not _peer_is_gone(error):
+            raise
+        raise PeerLostError(
+            f"rank {here.rank} of {here.world_size}: another process of this run died "
+            f"({str(error).splitlines()[0]}). Its own log says why; the same command continues"
+        ) from error
+    finally:
+        with contextlib.suppress(RuntimeError):  # nothing is left to say goodbye to
+            torch_dist.destroy_process_group()
+
+
+def _peer_is_gone(error: RuntimeError) -> bool:
+    import torch.distributed as torch_dist
+
+    text = str(error).lower()
+    return isinstance(error, torch_dist.DistNetworkError | torch_dist.DistBackendError) or any(
+        sign in text for sign in PEER_IS_GONE
+    )
 
 
 def _group_exists() -> bool:
@@ -45,7 +164,8 @@ def world_size() -> int:
 
 def is_main() -> bool:
     """Whether this process writes files and logs."""
-    return rank() == 0
+    here = None if _group_exists() else membership()
+    return rank() == 0 if here is None else here.rank == 0
 
 
 def all_gather(value: "Tensor") -> "Tensor":
@@ -62,6 +182,76 @@ def all_gather(value: "Tensor") -> "Tensor":
     parts = [torch.empty_like(value) for _ in range(world_size())]
     torch_dist.all_gather(parts, value.detach().contiguous())
     return torch.cat(parts)
+
+
+def mean(values: Mapping[str, "Tensor"]) -> dict[str, float]:
+    """Average scalars over the processes, in one message and one wait for the device."""
+    if not values:
+        return {}
+    import torch
+
+    stacked = torch.stack([value.detach().double() for value in values.values()])
+    _sum_in_place([stacked])
+    return dict(zip(values, (stacked / world_size()).tolist(), strict=True))
+
+
+def average_gradients(tensors: Sequence["Tensor"]) -> None:
+    """Replace each tensor by its mean over the processes, a bucket of them per message.
+
+    Args:
+        tensors: the same on every process, in the same order.
+    """
+    if world_size() == 1:
+        return
+    import torch
+
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        _sum_in_place([flat])
+        flat /= world_size()
+        parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+        views = [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)]
+        torch._foreach_copy_(list(bucket), views)
+
+
+def _buckets(tensors: Sequence["Tensor"]) -> Iterator[list["Tensor"]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.nbytes
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _sum_in_place(tensors: Sequence["Tensor"]) -> None:
+    if world_size() == 1:
+        return
+    import torch.distributed as torch_dist
+
+    for tensor in tensors:
+        torch_dist.all_reduce(tensor)
+
+
+def any_true(flag: bool) -> bool:
+    """Tell whether the flag is set on any process; all must call it."""
+    if world_size() == 1:
+        return flag
+    import torch
+
+    device = "cuda" if _on_gpu() else "cpu"
+    count = torch.tensor(float(flag), device=device)
+    _sum_in_place([count])
+    return bool(count > 0)
+
+
+def _on_gpu() -> bool:
+    import torch.distributed as torch_dist
+
+    return torch_dist.get_backend() == "nccl"
 
 
 def barrier() -> None:

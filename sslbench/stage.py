@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from sslbench import dist
 from sslbench.config import departures
 from sslbench.datasets import DataRoots
 from sslbench.device import prepare_device
-from sslbench.dist import refuse_several_processes
 from sslbench.files import atomic_path, file_sha256, read_json, sweep_scratch, write_json
 from sslbench.lock import hold_lock
 
@@ -173,18 +173,33 @@ def run_stage(stage: Stage, ctx: StageContext, record: Mapping[str, Any]) -> dic
     Raises:
         StageError: the folder belongs to another stage or config.
     """
-    if status(ctx.dir) == "done":
-        _require_same(ctx.dir, record)
-        return artifacts(ctx.dir)
-    refuse_several_processes()
+    if not getattr(stage, "parallel", False):
+        dist.refuse_several_processes()
+    with dist.process_group(ctx.device) as device:
+        if status(ctx.dir) == "done":
+            _require_same(ctx.dir, record)
+            return artifacts(ctx.dir)
+        dist.barrier()  # nobody finishes the stage before everybody has looked
+        return _run_here(stage, dataclasses.replace(ctx, device=device), record)
+
+
+def _run_here(stage: Stage, ctx: StageContext, record: Mapping[str, Any]) -> dict[str, str]:
+    """Run in this process; the first of several also keeps the folder's records."""
+    if not dist.is_main():
+        dist.barrier()
+        made = stage.run(ctx)
+        dist.barrier()
+        return made
     ctx.dir.mkdir(parents=True, exist_ok=True)
     with hold_lock(ctx.dir):
         _require_same(ctx.dir, record)
         sweep_scratch(ctx.dir)
         attempts = _count_attempt(ctx.dir, record)
         started = time.time()
+        dist.barrier()
         made = stage.run(ctx)
         _finish(ctx.dir, record, made, seconds=time.time() - started, attempts=attempts)
+        dist.barrier()
     return made
 
 

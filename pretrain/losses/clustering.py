@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretrain.correspondence import OUTSIDE, corresponding_cells
 from pretrain.masks.kmeans import nearest, spherical_kmeans
+from sslbench import dist
 
 # (pixels_PD, prototypes_KD, owner_P) -> one distance per pixel.
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -31,6 +32,17 @@ class Geometry:
     def __getitem__(self, images: slice) -> "Geometry":
         return Geometry(self.box_B4[images], self.flip_B[images])
 
+    @classmethod
+    def join(cls, pieces: "Sequence[Geometry]") -> "Geometry":
+        """Put the images of several batches behind each other."""
+        boxes, flips = [g.box_B4 for g in pieces], [g.flip_B for g in pieces]
+        return cls(torch.cat(boxes), torch.cat(flips))
+
+    def gathered(self) -> "Geometry":
+        """The geometry of the global batch."""
+        flips = dist.all_gather(self.flip_B.to(torch.uint8)).bool()
+        return Geometry(dist.all_gather(self.box_B4), flips)
+
 
 @dataclass(frozen=True)
 class Prototypes:
@@ -40,13 +52,83 @@ class Prototypes:
     owner_BP: Tensor
 
 
+@dataclass(frozen=True)
+class Pull:
+    """One term of Eq. 3 for one group of images: cells of a view are drawn to prototypes."""
+
+    view: int
+    centers_KD: Tensor
+    owner_BP: Tensor | None  # OUTSIDE = the cell is not drawn; None = each to its nearest centre
+    num_cells: Tensor  # that are drawn, in the whole group; the term is their mean
+
+
 def cluster(
     target_BDhw: Tensor, num_clusters: int, generator: torch.Generator, iterations: int
 ) -> Prototypes:
     """Cluster the cells of one group of images."""
-    points_ND = target_BDhw.detach().flatten(2).transpose(1, 2).flatten(0, 1)
+    points_ND = rows(target_BDhw.detach()).flatten(0, 1)
     made = spherical_kmeans(points_ND, num_clusters, generator, iterations)
     return Prototypes(made.centers_KD, made.labels_N.view(len(target_BDhw), -1))
+
+
+def rows(map_BDhw: Tensor) -> Tensor:
+    """The cells of a map in row-major order, (B, P, D)."""
+    return map_BDhw.flatten(2).transpose(1, 2)
+
+
+def make_pulls(
+    prototypes: Sequence[Prototypes],
+    geometry: Sequence[Geometry],
+    size: tuple[int, int],
+    *,
+    aligned: bool = True,
+) -> list[Pull]:
+    """List the four terms of Eq. 3 for one group of images.
+
+    Args:
+        prototypes: the two views' clusterings of the target maps.
+        size: (h, w) of the maps.
+        aligned: a cell's label in the other view is read where the same pixels lie; otherwise it is
+            the other view's nearest prototype.
+    """
+    pulls = []
+    for own, other in ((0, 1), (1, 0)):
+        owner_BP = prototypes[own].owner_BP
+        all_cells = torch.tensor(owner_BP.numel(), device=owner_BP.device)
+        pulls.append(Pull(own, prototypes[own].centers_KD, owner_BP, all_cells))
+        if not aligned:
+            pulls.append(Pull(own, prototypes[other].centers_KD, None, all_cells))
+            continue
+        cells_BP = corresponding_cells(
+            geometry[own].box_B4,
+            geometry[own].flip_B,
+            geometry[other].box_B4,
+            geometry[other].flip_B,
+            size,
+        )
+        inside_BP = cells_BP != OUTSIDE
+        seen_BP = prototypes[other].owner_BP.gather(1, cells_BP.clamp(min=0))
+        owner_BP = torch.where(inside_BP, seen_BP, OUTSIDE)
+        pulls.append(Pull(own, prototypes[other].centers_KD, owner_BP, inside_BP.sum()))
+    return pulls
+
+
+def pull_loss(pull: Pull, pixels_BPD: Tensor, images: slice, distance: Distance) -> Tensor:
+    """What some images of a group add to one of its terms; 0 where no cell is drawn.
+
+    Args:
+        pixels_BPD: online cells of the pull's view, of these images only.
+        images: their place in the group.
+    """
+    if pull.owner_BP is None:
+        pixels_PD = pixels_BPD.flatten(0, 1)
+        owner_P = nearest(pixels_PD.detach(), pull.centers_KD)
+    else:
+        owner_BP = pull.owner_BP[images]
+        drawn_BP = owner_BP != OUTSIDE
+        pixels_PD, owner_P = pixels_BPD[drawn_BP], owner_BP[drawn_BP]
+    distances_P = distance(pixels_PD, pull.centers_KD, owner_P)
+    return distances_P.sum() / pull.num_cells.clamp(min=1)
 
 
 def consistency_loss(
@@ -57,72 +139,36 @@ def consistency_loss(
     *,
     aligned: bool = True,
 ) -> Tensor:
-    """Sum the four terms of Eq. 3 for one group of images.
+    """Sum the four terms of Eq. 3 for one whole group of images.
 
     Args:
         online: the two views' online maps, (B, D, h, w); gradients flow here only.
-        prototypes: the two views' clusterings of the target maps.
-        aligned: a cell's label in the other view is read where the same pixels lie; otherwise it is
-            the other view's nearest prototype.
+        prototypes, geometry, aligned: as ``make_pulls`` takes them.
     """
     size = (online[0].shape[-2], online[0].shape[-1])
-    pixels = [map_BDhw.flatten(2).transpose(1, 2) for map_BDhw in online]
-    total = pixels[0].new_zeros(())
-    for own, other in ((0, 1), (1, 0)):
-        intra = distance(
-            pixels[own].flatten(0, 1),
-            prototypes[own].centers_KD,
-            prototypes[own].owner_BP.flatten(),
-        ).mean()
-        if aligned:
-            cells_BP = corresponding_cells(
-                geometry[own].box_B4,
-                geometry[own].flip_B,
-                geometry[other].box_B4,
-                geometry[other].flip_B,
-                size,
-            )
-            inter = _inter_aligned(pixels[own], prototypes[other], cells_BP, distance)
-        else:
-            inter = _inter_nearest(pixels[own], prototypes[other].centers_KD, distance)
-        total = total + intra + inter
-    return total
-
-
-def _inter_aligned(
-    pixels_BPD: Tensor, other: Prototypes, cells_BP: Tensor, distance: Distance
-) -> Tensor:
-    """Mean over the cells that the other view shows too; 0 if there is none."""
-    inside_BP = cells_BP != OUTSIDE
-    owner_BP = other.owner_BP.gather(1, cells_BP.clamp(min=0))
-    shared_PD = pixels_BPD[inside_BP]
-    return distance(shared_PD, other.centers_KD, owner_BP[inside_BP]).sum() / max(len(shared_PD), 1)
-
-
-def _inter_nearest(pixels_BPD: Tensor, centers_KD: Tensor, distance: Distance) -> Tensor:
-    pixels_PD = pixels_BPD.flatten(0, 1)
-    owner_P = nearest(pixels_PD.detach(), centers_KD)
-    return distance(pixels_PD, centers_KD, owner_P).mean()
+    everything = slice(0, len(online[0]))
+    pulls = make_pulls(prototypes, geometry, size, aligned=aligned)
+    terms = [pull_loss(pull, rows(online[pull.view]), everything, distance) for pull in pulls]
+    return torch.stack(terms).sum()
 
 
 @torch.no_grad()
-def monitors(prototypes: Prototypes, loss: Tensor) -> dict[str, Tensor]:
-    """Tell whether a clustering says anything.
-
-    Args:
-        loss: the four-term sum; divided by its value for a collapsed map, 4 log K, since K varies.
-    """
+def monitors(prototypes: Prototypes) -> dict[str, Tensor]:
+    """Tell whether a clustering says anything."""
     num_clusters = len(prototypes.centers_KD)
-    log_k = math.log(max(num_clusters, 2))
     shares_K = torch.bincount(prototypes.owner_BP.flatten(), minlength=num_clusters).double()
     shares_K = shares_K / shares_K.sum()
     sum_D = prototypes.centers_KD.sum(dim=0)
     pairs = max(num_clusters * (num_clusters - 1), 1)
     return {
-        "cluster_entropy": torch.special.entr(shares_K).sum() / log_k,  # 1 = equal sizes
+        "cluster_entropy": torch.special.entr(shares_K).sum() / math.log(max(num_clusters, 2)),
         "prototype_cosine": (sum_D @ sum_D - num_clusters) / pairs,  # mean over pairs
-        "clustering_relative": loss / (4 * log_k),
     }
+
+
+def collapsed_loss(pulls: Sequence[Pull]) -> float:
+    """What a collapsed map would cost, 4 log K: a loss is judged by its share of it."""
+    return sum(math.log(max(len(pull.centers_KD), 2)) for pull in pulls)
 
 
 def image_groups(num_images: int, per_group: int) -> list[slice]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.precision import at_least_fp32
 from sslbench import dist
 
 NUM_IDS = 256
@@ -28,16 +29,19 @@ class Targets:
     @classmethod
     def gather(cls, vectors_BRD: Tensor, ids_BR: Tensor) -> "Targets":
         """Collect one view's target vectors from every process."""
-        vectors = F.normalize(vectors_BRD.detach().to(_at_least_fp32(vectors_BRD)), dim=-1)
+        vectors = F.normalize(at_least_fp32(vectors_BRD.detach()), dim=-1)
         return cls(
             vectors_ND=dist.all_gather(vectors).flatten(0, 1),
-            names_N=dist.all_gather(mask_names(ids_BR)).flatten(),
+            names_N=dist.all_gather(mask_names(ids_BR, dist.rank() * len(ids_BR))).flatten(),
         )
 
 
-def mask_names(ids_BR: Tensor) -> Tensor:
-    """Number the masks of all images of all processes; an id alone means something in one image."""
-    first = dist.rank() * len(ids_BR)
+def mask_names(ids_BR: Tensor, first: int) -> Tensor:
+    """Number the masks of all images of all processes; an id alone means something in one image.
+
+    Args:
+        first: place of the first image in the global batch.
+    """
     images_B1 = torch.arange(first, first + len(ids_BR), device=ids_BR.device)[:, None]
     return images_B1 * NUM_IDS + ids_BR
 
@@ -54,7 +58,12 @@ class DetConLoss:
 
 
 def detcon_loss(
-    anchors_BRD: Tensor, ids_BR: Tensor, own: Targets, other: Targets, temperature: float
+    anchors_BRD: Tensor,
+    ids_BR: Tensor,
+    own: Targets,
+    other: Targets,
+    temperature: float,
+    first: int = 0,
 ) -> DetConLoss:
     """Contrast one view's anchors with the targets of both views.
 
@@ -63,9 +72,10 @@ def detcon_loss(
         ids_BR: mask ids of the anchors.
         own: targets of the anchors' view; the anchor's own mask is left out of them.
         other: targets of the other view, where the positives are.
+        first: place of the anchors' first image in the global batch.
     """
-    anchors_AD = F.normalize(anchors_BRD.to(_at_least_fp32(anchors_BRD)), dim=-1).flatten(0, 1)
-    names_A1 = mask_names(ids_BR).flatten()[:, None]
+    anchors_AD = F.normalize(at_least_fp32(anchors_BRD), dim=-1).flatten(0, 1)
+    names_A1 = mask_names(ids_BR, first).flatten()[:, None]
     cosines_AN = anchors_AD @ other.vectors_ND.T
     own_logits_AN = (anchors_AD @ own.vectors_ND.T / temperature).masked_fill(
         names_A1 == own.names_N, -torch.inf
@@ -103,7 +113,3 @@ def _monitors(
         "positive_cosine": positive_sum / num_positives.clamp(min=1),
         "negative_cosine": (cosines_AN.sum() - positive_sum) / num_negatives.clamp(min=1),
     }
-
-
-def _at_least_fp32(vectors: Tensor) -> torch.dtype:
-    return torch.promote_types(vectors.dtype, torch.float32)

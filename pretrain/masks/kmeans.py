@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretrain.precision import at_least_fp32
+
 MIN_NORM = 1e-6  # a zero row stays zero: cosine 0 with every centre
 SPLIT = 1 / 1024  # how far apart the two halves of a split cluster start
 CHUNK_POINTS = 65536  # bounds the N x K similarities
@@ -47,7 +49,7 @@ def spherical_kmeans(
         raise PointsError("there are no points to cluster")
     if not bool(torch.isfinite(points_ND).all()):
         raise PointsError("some features are not finite; the network has diverged")
-    points_ND = F.normalize(points_ND.float(), dim=1, eps=MIN_NORM)
+    points_ND = F.normalize(at_least_fp32(points_ND), dim=1, eps=MIN_NORM)
     start_K = torch.randperm(len(points_ND), generator=generator)[:num_clusters]
     centers_KD = points_ND[start_K.to(points_ND.device)]
     for _ in range(iterations):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
+from sslbench import dist
 from sslbench.datasets import ImageList, image_size
 from sslbench.log import RunLog
 
@@ -37,10 +38,11 @@ def make_fixed_masks(
     source: str, images: ImageList, images_id: str, folder: Path, log: RunLog
 ) -> MaskStore:
     """Make the store of a fixed source, or reuse it where it is complete."""
-    if not folder.exists():
+    if dist.is_main() and not folder.exists():
         with log.progress(len(images), f"masks ({source})") as bar:
             entries = _entries(SOURCES[source], images, lambda: bar.advance())
             write_store(folder, entries, {"source": source, "images_id": images_id})
+    dist.barrier()
     return MaskStore(folder, images_id)
 
 

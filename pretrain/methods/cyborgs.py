@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import ClusteringConfig, CyborgsConfig, PretrainConfig
+from pretrain.config import ClusteringConfig, CyborgsConfig, Precision, PretrainConfig
 from pretrain.data import Batch, View, ViewSpec
 from pretrain.ema import frozen_copy, update_average
 from pretrain.fusion import fuse
@@ -23,6 +23,7 @@ from pretrain.losses.vmf import vmf_distance
 from pretrain.methods.base import StepOutput
 from pretrain.photometry import Recipe
 from pretrain.pooling import majority_labels, pool, present_ids, sample_ids
+from pretrain.precision import at_least_fp32, autocast
 from pretrain.schedule import EpochPlan, target_rate_at
 from sslbench import dist
 from sslbench.resnet import ResNet, resolve_layer
@@ -52,6 +53,29 @@ class _MaskedView:
     cells_Bgg: Tensor
     ids_BR: Tensor
 
+    def __getitem__(self, images: slice) -> "_MaskedView":
+        return _MaskedView(self.cells_Bgg[images], self.ids_BR[images])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images that are clustered together, by their places in the global batch."""
+
+    images: slice
+    pulls: list[clustering.Pull]
+    weight: float  # of its loss in this process's sum
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What every part of a step is compared with."""
+
+    num_images: int  # of this process
+    masks: tuple[_MaskedView, ...]  # of this process's images, per view
+    targets: tuple[Targets, ...]  # of all processes, per view
+    groups: tuple[_Group, ...]  # those that hold images of this process
+    monitors: dict[str, Tensor]
+
 
 class Cyborgs(nn.Module):
     """The method as the loop sees it.
@@ -61,11 +85,19 @@ class Cyborgs(nn.Module):
         cfg: the method's own keys.
         crop_size: side of the views.
         seed: of K and of the starts of k-means within the clustering loss.
+        precision: of the networks; pooling, losses, k-means and averages stay in float32.
     """
 
-    def __init__(self, backbone: ResNet, cfg: CyborgsConfig, crop_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        backbone: ResNet,
+        cfg: CyborgsConfig,
+        crop_size: int,
+        seed: int,
+        precision: Precision = "fp32",
+    ) -> None:
         super().__init__()
-        self.cfg, self.seed = cfg, seed
+        self.cfg, self.seed, self.precision = cfg, seed, precision
         self.view_spec = ViewSpec(RECIPES, crop_size, num_uniforms=cfg.masks_per_view)
         self.contrast_layers = tuple(resolve_layer(n, backbone.depth) for n in cfg.contrast_layers)
         self.clustering_layer = resolve_layer(cfg.clustering.layer, backbone.depth)
@@ -86,25 +118,51 @@ class Cyborgs(nn.Module):
         """The trunk that is trained."""
         return self.online.backbone
 
-    def forward(self, batch: Batch, plan: EpochPlan) -> StepOutput:
-        """Compute the loss terms that ``plan`` asks for; what it does not need is not computed."""
-        layers = self._layers(plan)
-        online = [self.online.backbone.maps(view.images_B3SS, layers) for view in batch.views]
-        with torch.no_grad():
-            target = [self.target.backbone.maps(view.images_B3SS, layers) for view in batch.views]
-        terms: dict[str, Tensor] = {}
-        monitors: dict[str, Tensor] = {}
-        if plan.contrast:
-            terms["contrast"], monitors = self._contrast(batch.views, online, target)
+    @torch.no_grad()
+    def prepare(self, parts: Sequence[Batch], plan: EpochPlan) -> Prepared:
+        """Run the target network on every part; gather its vectors, cluster its maps."""
+        num_images = sum(len(part.indices_B) for part in parts)
+        masks: list[list[_MaskedView]] = [[], []]
+        vectors: list[list[Tensor]] = [[], []]
+        maps_BDhw: list[list[Tensor]] = [[], []]
+        for part in parts:
+            for index, view in enumerate(part.views):
+                maps = self._maps(self.target, view, plan)
+                if plan.contrast:
+                    masks[index].append(self._draw_masks(view))
+                    vectors[index].append(self._project(self.target, maps, masks[index][-1]))
+                if plan.clustering_weight > 0:
+                    maps_BDhw[index].append(maps[self.clustering_layer])
+        groups, monitors = (), {}
         if plan.clustering_weight > 0:
-            loss, watched = self._clustering(
-                batch,
-                [maps[self.clustering_layer] for maps in online],
-                [maps[self.clustering_layer] for maps in target],
-                plan.clusters,
-            )
-            terms["clustering"] = plan.clustering_weight * loss
+            geometry = [
+                clustering.Geometry.join([p.views[v].geometry for p in parts]) for v in (0, 1)
+            ]
+            joined = [torch.cat(pieces) for pieces in maps_BDhw]
+            groups, monitors = self._make_groups(parts[0].step, joined, geometry, plan)
+        joined_masks = tuple(_joined(pieces) for pieces in masks if pieces)
+        targets = tuple(
+            Targets.gather(torch.cat(pieces), mask.ids_BR)
+            for pieces, mask in zip(vectors, joined_masks, strict=False)
+        )
+        if plan.contrast:
+            monitors |= _target_monitors(joined_masks, targets)
+        return Prepared(num_images, joined_masks, targets, groups, monitors)
+
+    def forward(self, part: Batch, prepared: Prepared, plan: EpochPlan) -> StepOutput:
+        """Compute the loss terms that ``plan`` asks for; what it does not need is not computed."""
+        online = [self._maps(self.online, view, plan) for view in part.views]
+        terms: dict[str, Tensor] = {}
+        monitors = dict(prepared.monitors)
+        if plan.contrast:
+            loss, watched = self._contrast(part, online, prepared)
+            terms["contrast"] = loss * len(part.indices_B) / prepared.num_images
             monitors |= watched
+        if plan.clustering_weight > 0:
+            maps = [layers[self.clustering_layer] for layers in online]
+            loss, relative = self._clustering(part, maps, prepared)
+            terms["clustering"] = plan.clustering_weight * loss
+            monitors["clustering_relative"] = relative * prepared.num_images / len(part.indices_B)
         return StepOutput(terms, monitors)
 
     @torch.no_grad()
@@ -114,78 +172,125 @@ class Cyborgs(nn.Module):
         update_average(self.target.backbone, self.online.backbone, rate)
         update_average(self.target.projector, self.online.projector, rate)
 
-    def _layers(self, plan: EpochPlan) -> list[str]:
-        """Layers a step needs; the forward pass stops at the deepest."""
+    def _maps(self, branch: Branch, view: View, plan: EpochPlan) -> dict[str, Tensor]:
+        """Float32 maps of the layers that a step needs; the forward pass stops at the deepest."""
         contrast = self.contrast_layers if plan.contrast else ()
         clustered = (self.clustering_layer,) if plan.clustering_weight > 0 else ()
-        return list(dict.fromkeys((*clustered, *contrast)))
-
-    def _contrast(
-        self,
-        views: Sequence[View],
-        online: list[dict[str, Tensor]],
-        target: list[dict[str, Tensor]],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        masks = [self._draw_masks(view) for view in views]
-        projections = [
-            self.online.projector(self._mask_vectors(*pair))
-            for pair in zip(online, masks, strict=True)
-        ]
-        anchors = [self.online.predictor(vectors_BRD) for vectors_BRD in projections]
-        with torch.no_grad():
-            targets = [
-                Targets.gather(self.target.projector(self._mask_vectors(maps, mask)), mask.ids_BR)
-                for maps, mask in zip(target, masks, strict=True)
-            ]
-        losses = [
-            detcon_loss(
-                anchors[own], masks[own].ids_BR, targets[own], targets[other], self.cfg.temperature
-            )
-            for own, other in ((0, 1), (1, 0))
-        ]
-        total = losses[0].loss + losses[1].loss
-        return total, _contrast_monitors(losses, masks, targets)
+        layers = list(dict.fromkeys((*clustered, *contrast)))
+        with autocast(self.precision, view.images_B3SS.device):
+            maps = branch.backbone.maps(view.images_B3SS, layers)
+        return {layer: at_least_fp32(map_BDhw) for layer, map_BDhw in maps.items()}
 
     def _draw_masks(self, view: View) -> _MaskedView:
         assert view.labels_BSS is not None, "a contrastive epoch has masks"
         cells_Bgg = majority_labels(view.labels_BSS, self.cfg.contrast_grid)
         return _MaskedView(cells_Bgg, sample_ids(cells_Bgg, view.uniforms_BR))
 
-    def _mask_vectors(self, maps: dict[str, Tensor], masks: _MaskedView) -> Tensor:
+    def _project(self, branch: Branch, maps: dict[str, Tensor], masks: _MaskedView) -> Tensor:
+        """Projection of the features averaged over each mask, (B, R, embedding)."""
         fused = fuse(maps, self.contrast_layers, self.cfg.contrast_grid, self.cfg.fusion)
-        return pool(fused, masks.cells_Bgg, masks.ids_BR)
+        pooled_BRD = pool(fused, masks.cells_Bgg, masks.ids_BR)
+        with autocast(self.precision, fused.device):
+            projected: Tensor = branch.projector(pooled_BRD)
+        return at_least_fp32(projected)
 
-    def _clustering(
-        self,
-        batch: Batch,
-        online: list[Tensor],
-        target: list[Tensor],
-        clusters: tuple[int, int],
+    def _contrast(
+        self, part: Batch, online: list[dict[str, Tensor]], prepared: Prepared
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean of Eq. 3 over fixed groups of the global batch, weighted by their images."""
-        groups = clustering.image_groups(len(online[0]), self.cfg.clustering.images_per_group)
-        total, watched = online[0].new_zeros(()), []
-        for number, images in enumerate(groups, start=dist.rank() * len(groups)):
-            k = self._num_clusters(batch.step, number, clusters)
-            prototypes = [
-                clustering.cluster(
-                    target[view][images],
-                    k,
-                    torch_generator(self.seed, "clustering start", batch.step, number, view),
-                    self.cfg.clustering.iterations,
+        """Eq. 2 in both directions: mean over the part's anchors."""
+        first = dist.rank() * prepared.num_images + part.first
+        losses = []
+        for own, other in ((0, 1), (1, 0)):
+            masks = prepared.masks[own][part.images]
+            projected = self._project(self.online, online[own], masks)
+            with autocast(self.precision, projected.device):
+                anchors: Tensor = self.online.predictor(projected)
+            targets = prepared.targets
+            losses.append(
+                detcon_loss(
+                    at_least_fp32(anchors),
+                    masks.ids_BR,
+                    targets[own],
+                    targets[other],
+                    self.cfg.temperature,
+                    first,
                 )
-                for view in range(2)
-            ]
-            loss = clustering.consistency_loss(
-                [map_BDhw[images] for map_BDhw in online],
+            )
+        return losses[0].loss + losses[1].loss, _contrast_monitors(losses)
+
+    def _make_groups(
+        self,
+        step: int,
+        maps: list[Tensor],
+        geometry: list[clustering.Geometry],
+        plan: EpochPlan,
+    ) -> tuple[tuple[_Group, ...], dict[str, Tensor]]:
+        """Cluster the groups of the global batch that hold images of this process.
+
+        Groups are fixed in the global batch, so that the objective does not depend on the number of
+        processes; where one spans several of them, the target maps are gathered.
+        """
+        per_group, num_images = self.cfg.clustering.images_per_group, len(maps[0])
+        origin = dist.rank() * num_images  # place of the first image of ``maps``
+        everyone = num_images * dist.world_size()
+        mine = range(origin, origin + num_images)
+        if num_images % per_group and dist.world_size() > 1:
+            maps = [dist.all_gather(map_BDhw) for map_BDhw in maps]
+            geometry = [g.gathered() for g in geometry]
+            origin = 0
+        made, watched = [], []
+        for number, images in enumerate(clustering.image_groups(everyone, per_group)):
+            if images.stop <= mine.start or images.start >= mine.stop:
+                continue
+            here = slice(images.start - origin, images.stop - origin)
+            prototypes = self._cluster(step, number, [m[here] for m in maps], plan)
+            pulls = clustering.make_pulls(
                 prototypes,
-                [view.geometry[images] for view in batch.views],
-                self.distance,
+                [g[here] for g in geometry],
+                (maps[0].shape[-2], maps[0].shape[-1]),
                 aligned=self.cfg.clustering.correspondence == "aligned",
             )
-            total = total + loss * (images.stop - images.start) / len(online[0])
-            watched.append(clustering.monitors(prototypes[0], loss))
-        return total, {name: torch.stack([w[name] for w in watched]).mean() for name in watched[0]}
+            share = (images.stop - images.start) / everyone
+            made.append(_Group(images, pulls, share * dist.world_size()))
+            watched.append(clustering.monitors(prototypes[0]))
+        return tuple(made), {n: torch.stack([w[n] for w in watched]).mean() for n in watched[0]}
+
+    def _cluster(
+        self, step: int, number: int, maps: list[Tensor], plan: EpochPlan
+    ) -> list[clustering.Prototypes]:
+        k = self._num_clusters(step, number, plan.clusters)
+        return [
+            clustering.cluster(
+                map_BDhw,
+                k,
+                torch_generator(self.seed, "clustering start", step, number, view),
+                self.cfg.clustering.iterations,
+            )
+            for view, map_BDhw in enumerate(maps)
+        ]
+
+    def _clustering(
+        self, part: Batch, maps: list[Tensor], prepared: Prepared
+    ) -> tuple[Tensor, Tensor]:
+        """Eq. 3 over the groups: what the part adds to it, and that over a collapsed map's."""
+        first = dist.rank() * prepared.num_images + part.first
+        mine = range(first, first + len(part.indices_B))
+        pixels = [clustering.rows(map_BDhw) for map_BDhw in maps]
+        total = relative = maps[0].new_zeros(())
+        for group in prepared.groups:
+            start, stop = max(group.images.start, mine.start), min(group.images.stop, mine.stop)
+            if start >= stop:
+                continue
+            in_part = slice(start - mine.start, stop - mine.start)
+            in_group = slice(start - group.images.start, stop - group.images.start)
+            terms = [
+                clustering.pull_loss(pull, pixels[pull.view][in_part], in_group, self.distance)
+                for pull in group.pulls
+            ]
+            loss = group.weight * torch.stack(terms).sum()
+            total = total + loss
+            relative = relative + loss.detach() / clustering.collapsed_loss(group.pulls)
+        return total, relative
 
     def _num_clusters(self, step: int, group: int, clusters: tuple[int, int]) -> int:
         generator = numpy_generator(self.seed, "clustering clusters", step, group)
@@ -198,23 +303,32 @@ def _distance(cfg: ClusteringConfig) -> clustering.Distance:
     return euclidean_distance
 
 
-@torch.no_grad()
-def _contrast_monitors(
-    losses: list[DetConLoss], masks: list[_MaskedView], targets: list[Targets]
-) -> dict[str, Tensor]:
-    """Average over the directions; a ``target_std`` far below 1 / sqrt(D) means collapse."""
-    means = {
-        name: torch.stack([getattr(loss, name) for loss in losses]).mean()
+def _joined(pieces: Sequence[_MaskedView]) -> _MaskedView:
+    return _MaskedView(
+        torch.cat([piece.cells_Bgg for piece in pieces]),
+        torch.cat([piece.ids_BR for piece in pieces]),
+    )
+
+
+def _contrast_monitors(losses: list[DetConLoss]) -> dict[str, Tensor]:
+    """Average over the directions."""
+    return {
+        name: torch.stack([getattr(loss, name).detach() for loss in losses]).mean()
         for name in ("share_positive", "weighted_loss", "positive_cosine", "negative_cosine")
     }
+
+
+def _target_monitors(masks: Sequence[_MaskedView], targets: Sequence[Targets]) -> dict[str, Tensor]:
+    """A ``target_std`` far below 1 / sqrt(embedding) means collapse."""
     present = torch.cat([present_ids(mask.cells_Bgg).sum(dim=1) for mask in masks])
-    means["masks_per_view"] = present.float().mean()
-    means["target_std"] = torch.cat([t.vectors_ND for t in targets]).std(dim=0).mean()
-    return means
+    return {
+        "masks_per_view": present.float().mean(),
+        "target_std": torch.cat([t.vectors_ND for t in targets]).std(dim=0).mean(),
+    }
 
 
 def build(cfg: PretrainConfig) -> Cyborgs:
     """Make the method with the initial weights of ``cfg.seed``."""
     with seeded(cfg.seed, "initial weights"):
         backbone = ResNet(cfg.arch.depth, cfg.arch.width)
-        return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed)
+        return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed, cfg.precision)

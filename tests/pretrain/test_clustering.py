@@ -10,9 +10,12 @@ from pretrain.losses.clustering import (
     Geometry,
     Prototypes,
     cluster,
+    collapsed_loss,
     consistency_loss,
     image_groups,
-    monitors,
+    make_pulls,
+    pull_loss,
+    rows,
 )
 from pretrain.losses.euclidean import euclidean_distance
 from pretrain.losses.vmf import vmf_distance
@@ -55,7 +58,8 @@ def test_a_collapsed_map_costs_log_k_and_is_no_minimum(k: int):
     prototypes = _cluster(maps, k)
     loss = consistency_loss([maps, maps], [prototypes] * 2, [_geometry(4)] * 2, VMF)
     assert loss.item() == pytest.approx(4 * math.log(k), rel=1e-2)
-    assert monitors(prototypes, loss)["clustering_relative"].item() == pytest.approx(1, rel=1e-2)
+    pulls = make_pulls([prototypes] * 2, [_geometry(4)] * 2, (4, 4))
+    assert collapsed_loss(pulls) == pytest.approx(4 * math.log(k))
 
 
 def test_equal_crops_and_prototypes_make_inter_equal_to_intra():
@@ -84,6 +88,20 @@ def test_views_without_overlap_keep_the_intra_terms_only():
     loss = consistency_loss([maps, maps], [prototypes] * 2, apart, VMF)
     together = consistency_loss([maps, maps], [prototypes] * 2, [_geometry(2)] * 2, VMF)
     assert loss.item() == pytest.approx(together.item() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_the_parts_of_a_group_add_up_to_it(aligned: bool):
+    maps, prototypes = _maps(8, images=5), [_cluster(_maps(i, images=5), seed=i) for i in (8, 9)]
+    geometry = [_geometry(5), _geometry(5, box=(9, 3, 25, 30))]
+    whole = consistency_loss([maps, maps], prototypes, geometry, VMF, aligned=aligned)
+    pulls = make_pulls(prototypes, geometry, (4, 4), aligned=aligned)
+    parts = [
+        pull_loss(pull, rows(maps)[part], part, VMF)
+        for pull in pulls
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    assert sum(parts).item() == pytest.approx(whole.item(), rel=1e-6)
 
 
 def test_prototypes_receive_no_gradient():

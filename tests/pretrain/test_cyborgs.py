@@ -1,6 +1,7 @@
 """The method as a whole: what a step computes, and what it leaves alone."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pretrain.methods import cyborgs as cyborgs_module
 from pretrain.methods.base import Method
 from pretrain.methods.cyborgs import RECIPES, build
 from pretrain.schedule import EpochPlan
+from sslbench import config
 from sslbench.datasets import images_id
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
@@ -32,8 +34,13 @@ def batch(image_list, tmp_path) -> Batch:
     return to_device(next(iter(loader)), 3, torch.device("cpu"))
 
 
+def _forward(method, batch, plan):
+    (part,) = batch.parts(1)
+    return method(part, method.prepare([part], plan), plan)
+
+
 def _step(method, batch, plan):
-    output = method(batch, plan)
+    output = _forward(method, batch, plan)
     sum(output.terms.values()).backward()
     return output
 
@@ -84,9 +91,64 @@ def test_warmup_touches_nothing_behind_the_clustering_layer(tiny, batch):
 def test_both_terms_are_named_and_weighted(tiny, batch):
     torch.manual_seed(0)
     method = build(tiny)
-    light = method(batch, BOTH).terms["clustering"]
-    heavy = build(tiny)(batch, dataclasses.replace(BOTH, clustering_weight=0.2)).terms["clustering"]
+    light = _forward(method, batch, BOTH).terms["clustering"]
+    doubled = dataclasses.replace(BOTH, clustering_weight=0.2)
+    heavy = _forward(build(tiny), batch, doubled).terms["clustering"]
     assert heavy.item() == pytest.approx(2 * light.item(), rel=1e-5)
+
+
+def _doubled(batch: Batch) -> Batch:
+    views = (dataclasses.replace(v, images_B3SS=v.images_B3SS.double()) for v in batch.views)
+    return dataclasses.replace(batch, views=tuple(views))
+
+
+@pytest.mark.parametrize("correspondence", ["aligned", "nearest"])
+@pytest.mark.parametrize("per_group", [2, 3])
+@pytest.mark.parametrize("plan", [CONTRAST, WARMUP, BOTH], ids=["contrast", "warmup", "both"])
+def test_accumulated_gradients_equal_the_whole_batchs(plan, per_group, correspondence, tiny, batch):
+    """With BatchNorm frozen the parts of a step change nothing, even where a group spans them."""
+    table = json.loads(tiny.model_dump_json())
+    clustering = {"images_per_group": per_group, "correspondence": correspondence}
+    table["method"]["clustering"] |= clustering
+    cfg = config.build(PretrainConfig, table, where="test")
+
+    def gradients(num_parts: int) -> dict[str, torch.Tensor]:
+        method = build(cfg).double().eval()
+        parts = _doubled(batch).parts(num_parts)
+        prepared = method.prepare(parts, plan)
+        for part in parts:
+            sum(method(part, prepared, plan).terms.values()).backward()
+        return {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+    whole, halves, quarters = gradients(1), gradients(2), gradients(4)
+    assert whole.keys() == halves.keys() and len(whole) > 10
+    for name, gradient in whole.items():
+        assert torch.allclose(halves[name], gradient, rtol=1e-9, atol=1e-12), name
+        assert torch.allclose(quarters[name], gradient, rtol=1e-9, atol=1e-12), name
+
+
+def test_the_parts_of_a_batch_are_in_order_and_know_their_place(batch):
+    parts = batch.parts(2)
+    assert [part.images for part in parts] == [slice(0, 2), slice(2, 4)]
+    assert torch.equal(torch.cat([part.indices_B for part in parts]), batch.indices_B)
+    for index, view in enumerate(batch.views):
+        pieces = [part.views[index] for part in parts]
+        assert torch.equal(torch.cat([p.images_B3SS for p in pieces]), view.images_B3SS)
+        assert torch.equal(torch.cat([p.geometry.box_B4 for p in pieces]), view.geometry.box_B4)
+
+
+def test_bf16_runs_the_networks_only(tiny, batch):
+    """Maps, projections and losses leave in float32; the weights stay float32."""
+    method = build(tiny.model_copy(update={"precision": "bf16"}))
+    seen = []
+    method.online.backbone.layer4[-1].register_forward_hook(lambda *a: seen.append(a[2].dtype))
+    output = _step(method, batch, BOTH)
+    assert seen[0] == torch.bfloat16
+    assert {term.dtype for term in output.terms.values()} == {torch.float32}
+    assert {p.grad.dtype for p in method.online.parameters()} == {torch.float32}
+    exact = _forward(build(tiny), batch, BOTH).terms
+    for name, term in output.terms.items():
+        assert term.item() == pytest.approx(exact[name].item(), rel=0.05)
 
 
 def test_online_and_target_pool_the_same_ids(tiny, batch, monkeypatch):
@@ -98,7 +160,7 @@ def test_online_and_target_pool_the_same_ids(tiny, batch, monkeypatch):
         return original(features, cells, ids)
 
     monkeypatch.setattr(cyborgs_module, "pool", recording)
-    build(tiny)(batch, CONTRAST)
+    _forward(build(tiny), batch, CONTRAST)
     assert len(seen) == 4
     assert torch.equal(seen[0], seen[2])
     assert torch.equal(seen[1], seen[3])
@@ -109,22 +171,6 @@ def test_the_same_step_draws_the_same_clusters_and_another_step_others(tiny, bat
     drawn = [method._num_clusters(step, 0, (2, 256)) for step in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn[1:])) > 1
-
-
-def test_two_processes_give_the_clustering_loss_of_the_whole_batch(tiny, batch, monkeypatch):
-    """Groups are fixed in the global batch, so that halves of it average to the whole."""
-    maps = [torch.randn(4, 16, 4, 4) for _ in range(4)]
-    method = build(tiny)
-    whole, _ = method._clustering(batch, maps[:2], maps[2:], (2, 8))
-    halves = []
-    for rank in range(2):
-        monkeypatch.setattr(cyborgs_module.dist, "rank", lambda rank=rank: rank)
-        mine = slice(2 * rank, 2 * rank + 2)
-        views = tuple(dataclasses.replace(v, geometry=v.geometry[mine]) for v in batch.views)
-        part = dataclasses.replace(batch, views=views)
-        cut = [m[mine] for m in maps]
-        halves.append(method._clustering(part, cut[:2], cut[2:], (2, 8))[0])
-    assert (sum(halves) / 2).item() == pytest.approx(whole.item(), rel=1e-6)
 
 
 def test_the_target_starts_equal_and_follows(tiny):

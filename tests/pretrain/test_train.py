@@ -15,8 +15,10 @@ from pretrain import checkpoint
 from pretrain import train as train_module
 from pretrain.checkpoint import DivergedError, ResumeError
 from pretrain.config import PretrainConfig
+from pretrain.masks import refresh
+from pretrain.methods.cyborgs import Cyborgs
 from pretrain.train import Place, Run
-from sslbench.config import build
+from sslbench.config import ConfigError, build
 from sslbench.files import FileError, sweep_scratch
 from sslbench.log import RunLog, read_metrics
 
@@ -215,17 +217,22 @@ def test_a_file_that_is_no_checkpoint_is_refused(tiny, image_list, tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     tiny, image_list, tmp_path, monkeypatch
 ):
-    original = train_module.require_finite
+    original = Cyborgs.forward
 
-    def poisoned(total, terms, epoch, step, path):
-        original(total * torch.nan if step == 3 else total, terms, epoch, step, path)
+    def poisoned(self, part, prepared, plan):
+        output = original(self, part, prepared, plan)
+        if part.step == 3:
+            output.terms["contrast"] = output.terms["contrast"] * torch.nan
+        return output
 
-    monkeypatch.setattr(train_module, "require_finite", poisoned)
+    monkeypatch.setattr(Cyborgs, "forward", poisoned)
     with pytest.raises(
         DivergedError, match=r"epoch 2, step 3: contrast = .*keeps the last good state"
     ):
         _train(tiny, image_list, tmp_path / "run")
     assert _load(tmp_path / "run")["step"] == 2
+    dumped = torch.load(tmp_path / "run/diverged.pt", weights_only=True)
+    assert dumped["step"] == 3 and len(dumped["indices"]) == 4
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny, image_list, tmp_path, monkeypatch):
@@ -257,6 +264,61 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(tiny, image_list, t
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (tmp_path / "run/checkpoints/last.pt").read_bytes() == before
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_signal_saves_within_the_epoch_and_the_rest_is_bit_equal(
+    step, number, tiny, image_list, tmp_path, monkeypatch
+):
+    whole = _train(tiny, image_list, tmp_path / "whole")
+    original = Run.update
+
+    def signalled(self, batch, plan, epoch):
+        if self.step == step:
+            os.kill(os.getpid(), number)
+        return original(self, batch, plan, epoch)
+
+    monkeypatch.setattr(Run, "update", signalled)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, image_list, tmp_path / "cut")
+    after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert after == handlers
+    assert _load(tmp_path / "cut")["step"] == step + 1
+    monkeypatch.undo()
+    assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+
+
+def test_a_signal_within_a_refresh_stops_it_at_once(tiny, image_list, tmp_path, monkeypatch):
+    original, made = refresh.cluster_group, []
+
+    def signalled(*arguments):
+        made.append(1)
+        if len(made) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(refresh, "cluster_group", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, image_list, tmp_path / "cut")
+    assert len(made) == 2
+    _train(tiny, image_list, tmp_path / "cut")  # the first group's part is there already
+    whole = _train(tiny, image_list, tmp_path / "whole")
+    assert_equal(_load(tmp_path / "cut"), whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accumulate": 3}, "batch_size 4 cannot be shared equally by 1 processes.*multiple of 3"),
+        ({"accumulate": 4}, "leaves one image.*lower accumulate"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_refused(changes, message, tiny, image_list, tmp_path):
+    cfg = build(PretrainConfig, json.loads(tiny.model_dump_json()) | changes, where="test")
+    with pytest.raises(ConfigError, match=message):
+        _train(cfg, image_list, tmp_path / "run")
 
 
 KILLED = """

@@ -98,8 +98,9 @@ def test_a_folder_of_another_config_is_refused_with_the_key(tmp_path):
 
 
 def test_several_processes_are_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="start it without torchrun"):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"2 processes were started.*without torchrun"):
         run(Echo(EchoConfig()), tmp_path / "s")
     assert status(tmp_path / "s") == "new"
 

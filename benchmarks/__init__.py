@@ -1,0 +1,1 @@
+"""Speed: ``python -m benchmarks.NAME`` prints a table of ratios measured in one run."""
