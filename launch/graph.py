@@ -186,7 +186,9 @@ def _plan_source(
         return {"checkpoint": made.output("checkpoint")}
     table = overlay(read_toml(row.pretrain), row.set)
     config = build(stage_class.config_type, table, str(row.pretrain))
-    made = builder.add("pretrain", _reseeded(config, seed), {}, serves=cells)
+    init = getattr(config, "init", "")
+    start = {"init": builder.imported(Path(init).expanduser(), row.method)} if init else {}
+    made = builder.add("pretrain", _reseeded(config, seed), start, serves=cells)
     return {"checkpoint": made.output("checkpoint"), "masks": made.output("masks")}
 
 

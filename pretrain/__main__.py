@@ -34,9 +34,15 @@ def main(
 ) -> None:
     """Pretrain on images; the same command continues an interrupted run."""
     try:
-        stage = Pretrain(load(PretrainConfig, config, overrides or ()))
+        cfg = load(PretrainConfig, config, overrides or ())
+        inputs = {"init": Path(cfg.init)} if cfg.init else {}
         folder, made = run_standalone(
-            stage, inputs={}, data=DataRoots(data), out=out, device=device, num_workers=workers
+            Pretrain(cfg),
+            inputs=inputs,
+            data=DataRoots(data),
+            out=out,
+            device=device,
+            num_workers=workers,
         )
     except ValueError as error:
         sys.exit(f"error: {error}")

@@ -168,6 +168,9 @@ class PretrainConfig(FrozenConfig):
 
     # Folder, list file or tar, or a data-set spec; the content is fingerprinted, not the path.
     images: Annotated[str, NotHashed] = "coco2017/train"
+    # Checkpoint of any known format whose trunk the run starts from; counts by its bytes.
+    init: Annotated[str, NotHashed] = ""
+    init_branch: str = Field(default="online", min_length=1)  # online, target or a prefix
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=2)  # over all processes
     accumulate: int = Field(default=1, gt=0)  # parts that a process makes of its images of a step

@@ -39,7 +39,7 @@ class Pretrain:
         cfg = self.config
         place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers)
         with RunLog(ctx.dir) as log:
-            Run(cfg, images(cfg.images, ctx.data), place, log).train()
+            Run(cfg, images(cfg.images, ctx.data), place, log, ctx.inputs.get("init")).train()
         made = {"checkpoint": "checkpoints/last.pt"}
         for epoch in cfg.schedule.keep_epochs:
             path = kept_path(ctx.dir, epoch)

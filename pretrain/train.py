@@ -43,11 +43,12 @@ from pretrain.schedule import (
 )
 from sslbench import dist
 from sslbench.catalog import lookup
+from sslbench.checkpoint import load_backbone
 from sslbench.config import ConfigError
 from sslbench.datasets import ImageList, images_id
 from sslbench.interrupt import StopRequest
 from sslbench.log import Progress, RunLog
-from sslbench.resnet import resolve_layer
+from sslbench.resnet import ResNet, resolve_layer
 
 CALIBRATION_BATCHES = 100
 LOSS, STOP = "loss", "stop"  # names among the values of a step
@@ -70,15 +71,24 @@ class Run:
         images: what it is trained on.
         place: where.
         log: the folder's log.
+        init: checkpoint whose trunk the run starts from; none: random weights.
     """
 
-    def __init__(self, cfg: PretrainConfig, images: ImageList, place: Place, log: RunLog) -> None:
+    def __init__(
+        self,
+        cfg: PretrainConfig,
+        images: ImageList,
+        place: Place,
+        log: RunLog,
+        init: Path | None = None,
+    ) -> None:
         self.cfg, self.images, self.place, self.log = cfg, images, place, log
         require_equal_parts(cfg)
         self.images_id = images_id(images)
         self.steps_per_epoch = steps_per_epoch(len(images), cfg.batch_size)
         self.total_steps = cfg.schedule.epochs * self.steps_per_epoch
-        self.method = lookup(METHODS, cfg.method.name, "method")(cfg)
+        start = None if init is None else starting_trunk(init, cfg)
+        self.method = lookup(METHODS, cfg.method.name, "method")(cfg, start)
         self.method.to(place.device, memory_format=torch.channels_last).train()
         synchronised(self.method, place.device)
         self.optimizer = build_optimizer(cfg.optimizer, self.method)
@@ -356,6 +366,23 @@ def _combined(parts: list[dict[str, Tensor]], scale: float) -> dict[str, Tensor]
         name: torch.stack([part[name].detach() for part in parts]).sum() * scale
         for name in parts[0]
     }
+
+
+def starting_trunk(path: Path, cfg: PretrainConfig) -> ResNet:
+    """Read the trunk that a run starts from.
+
+    Raises:
+        CheckpointError: the file holds no trunk that is understood.
+        ConfigError: it holds one of another depth or width.
+    """
+    found = load_backbone(path, cfg.init_branch)
+    if (found.depth, found.width) != (cfg.arch.depth, cfg.arch.width):
+        raise ConfigError(
+            f"init: {path} holds a ResNet-{found.depth} of width {found.width:g}, the config asks "
+            f"for ResNet-{cfg.arch.depth} of width {cfg.arch.width:g}; "
+            f"say arch.depth={found.depth} arch.width={found.width:g}"
+        )
+    return found.build()
 
 
 def build_optimizer(cfg: OptimizerConfig, module: nn.Module) -> Optimizer:

@@ -327,8 +327,8 @@ def _target_monitors(masks: Sequence[_MaskedView], targets: Sequence[Targets]) -
     }
 
 
-def build(cfg: PretrainConfig) -> Cyborgs:
-    """Make the method with the initial weights of ``cfg.seed``."""
+def build(cfg: PretrainConfig, start: ResNet | None = None) -> Cyborgs:
+    """Make the method with the initial weights of ``cfg.seed``, on the trunk ``start`` if given."""
     with seeded(cfg.seed, "initial weights"):
-        backbone = ResNet(cfg.arch.depth, cfg.arch.width)
+        backbone = ResNet(cfg.arch.depth, cfg.arch.width) if start is None else start
         return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed, cfg.precision)

@@ -1,5 +1,6 @@
 """The suites in configs/suites, planned with the real stages on the built-in scenes."""
 
+import re
 import subprocess
 import sys
 
@@ -40,6 +41,20 @@ def test_a_shipped_suite_is_planned_without_torch(name, scenes, tmp_path):
     assert "torch imported: False" in done.stderr
     for kind in ("pretrain/cyborgs", "pretrain/random", "convert/c4", "transfer/", "svm/"):
         assert kind in done.stdout
+
+
+def test_a_pretraining_that_starts_from_a_file_follows_its_bytes(scenes, tmp_path):
+    start, found = tmp_path / "start.pth", []
+    for content in (b"one", b"two"):
+        start.write_bytes(content)
+        words = ["plan", "demo", "--data", scenes, "--runs", tmp_path, f"init={start}"]
+        done = python("-m", "launch", *words)
+        assert done.returncode == 0, done.stderr
+        found.append(re.search(r"pretrain/cyborgs-\w+", done.stdout)[0])
+    assert found[0] != found[1]
+    start.unlink()
+    gone = python("-m", "launch", *words)
+    assert gone.returncode == 2 and str(start) in gone.stderr
 
 
 @pytest.fixture

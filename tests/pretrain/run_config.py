@@ -14,6 +14,7 @@ from pretrain.data import Batch
 from pretrain.methods.cyborgs import Cyborgs, build
 from pretrain.stage import Pretrain
 from sslbench.datasets import DataRoots
+from sslbench.resnet import ResNet
 from sslbench.stage import run_standalone
 
 
@@ -27,9 +28,9 @@ class InDouble(train.Run):
             yield replace(batch, views=tuple(views))
 
 
-def build_in_double(cfg: PretrainConfig) -> Cyborgs:
+def build_in_double(cfg: PretrainConfig, start: ResNet | None) -> Cyborgs:
     """The method in float64."""
-    return build(cfg).double()
+    return build(cfg, start).double()
 
 
 def main(config: str, images: str, out: str, *double: str) -> None:

@@ -13,9 +13,12 @@ from PIL import Image
 from pretrain import __main__ as pretrain_command
 from pretrain.config import MaskQualityConfig, PretrainConfig, RandomInitConfig
 from pretrain.stage import MaskQuality, Pretrain, RandomInit
+from pretrain.train import Place, Run
 from sslbench.checkpoint import load_backbone
-from sslbench.config import build
-from sslbench.datasets import DataRoots
+from sslbench.config import ConfigError, build
+from sslbench.datasets import DataRoots, images
+from sslbench.files import file_sha256
+from sslbench.log import RunLog
 from sslbench.results import read_results
 from sslbench.stage import StageContext, StageError, run_standalone
 
@@ -51,6 +54,42 @@ def coco(tmp_path) -> DataRoots:
     payload = {"images": pictures, "annotations": objects, "categories": [{"id": 3, "name": "x"}]}
     (root / "annotations/instances_train2017.json").write_text(json.dumps(payload))
     return DataRoots(root)
+
+
+@pytest.fixture
+def start(tiny, tmp_path) -> Path:
+    """A checkpoint of the tiny config's trunk, with other weights than its seed gives."""
+    random = RandomInit(RandomInitConfig(depth=18, width=0.125, seed=9))
+    folder, made = run_standalone(random, inputs={}, data=DataRoots(tmp_path), out=tmp_path / "r9")
+    return folder / made["checkpoint"]
+
+
+def test_a_run_starts_from_a_checkpoint_in_both_branches(tiny, coco, start, tmp_path):
+    cfg = tiny.model_copy(update={"init": str(start)})
+    (tmp_path / "run").mkdir()
+    place = Place(tmp_path / "run", torch.device("cpu"))
+    with RunLog(tmp_path / "run") as log:
+        run = Run(cfg, images("coco2017/train", coco), place, log, start)
+    expected = load_backbone(start).state
+    for branch in (run.method.online, run.method.target):
+        state = branch.backbone.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_the_start_counts_by_its_bytes(tiny, coco, start, tmp_path):
+    cfg = build(PretrainConfig, {**json.loads(tiny.model_dump_json()), "init": str(start)}, "test")
+    folder, _ = run_standalone(Pretrain(cfg), inputs={"init": start}, data=coco, runs=tmp_path)
+    plain, _ = run_standalone(Pretrain(tiny), inputs={}, data=coco, runs=tmp_path)
+    assert folder != plain
+    upstream = json.loads((folder / "stage.json").read_text())["upstream"]
+    assert upstream == {"init": f"sha256:{file_sha256(start)}"}
+
+
+def test_a_start_of_another_size_is_refused_with_the_keys_to_set(tiny, coco, start, tmp_path):
+    wider = json.loads(tiny.model_dump_json()) | {"arch": {"depth": 18, "width": 0.25}}
+    stage = Pretrain(build(PretrainConfig, wider, "test"))
+    with pytest.raises(ConfigError, match=r"ResNet-18 of width 0\.125.*arch\.width=0\.125"):
+        run_standalone(stage, inputs={"init": start}, data=coco, out=tmp_path / "run")
 
 
 def test_pretrain_then_mask_quality(tiny, coco, tmp_path):
