@@ -17,46 +17,20 @@ import typer
 from torch import Tensor
 
 from benchmarks.measure import hardware, interleaved, keep, print_table, spread
-from pretrain import photometry
 from pretrain.config import PretrainConfig
 from pretrain.data import Batch, View
+from pretrain.estimate import synthetic_batch
 from pretrain.fusion import fuse
-from pretrain.losses.clustering import Geometry
 from pretrain.methods.cyborgs import Cyborgs, build
 from pretrain.precision import at_least_fp32, autocast
 from pretrain.schedule import EpochPlan
 from pretrain.train import build_optimizer, peak_memory, sum_of
 
 PLAIN = EpochPlan(refresh_masks=False, contrast=True, clustering_weight=0.0, clusters=(2, 256))
-CLUSTERED = EpochPlan(refresh_masks=False, contrast=True, clustering_weight=0.1, clusters=(8, 8))
-MASKS_PRESENT = 20  # per image
+CLUSTERED = EpochPlan(
+    refresh_masks=False, contrast=True, clustering_weight=0.1, clusters=(129, 129)
+)  # the mean of 2..256
 GOALS = {"plain": 1.06, "with clustering": 1.20}
-
-
-def synthetic_batch(cfg: PretrainConfig, device: torch.device) -> Batch:
-    """Random pixels; labels of blocks, so that masks have sizes as bootstrapped ones have."""
-    generator = torch.Generator().manual_seed(0)
-    size, count = cfg.crop_size, cfg.batch_size
-
-    def view() -> View:
-        blocks = torch.randint(MASKS_PRESENT, (count, 1, 7, 7), generator=generator)
-        labels = torch.nn.functional.interpolate(blocks.float(), (size, size))[:, 0]
-        pixels = torch.rand(count, 3, size, size, generator=generator).to(device)
-        unused = [torch.zeros(count, 4), torch.zeros(count, 4), *torch.zeros(3, count)]
-        return View(
-            images_B3SS=pixels.contiguous(memory_format=torch.channels_last),
-            labels_BSS=labels.to(torch.uint8).to(device),
-            geometry=Geometry(
-                torch.tensor([[0, 0, size, size]] * count, dtype=torch.float64, device=device),
-                torch.zeros(count, dtype=torch.bool, device=device),
-            ),
-            draws=photometry.Draws(*unused),
-            uniforms_BR=torch.rand(count, cfg.method.masks_per_view, generator=generator).to(
-                device, torch.float64
-            ),
-        )
-
-    return Batch(step=0, indices_B=torch.arange(count), views=(view(), view()))
 
 
 def full_step(
@@ -118,7 +92,7 @@ def main(
     cfg = PretrainConfig.model_validate({"batch_size": batch, "precision": precision})
     where = torch.device(device)
     method = build(cfg).to(where, memory_format=torch.channels_last).train()
-    data = synthetic_batch(cfg, where)
+    data = synthetic_batch(cfg, batch, where)
     variants = {
         "bare network": bare_step(method, cfg, data),
         "plain": full_step(method, cfg, data, PLAIN),

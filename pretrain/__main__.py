@@ -15,6 +15,7 @@ import typer
 
 from pretrain.config import PretrainConfig
 from pretrain.stage import Pretrain
+from sslbench import dist
 from sslbench.config import load
 from sslbench.datasets import DataRoots
 from sslbench.stage import run_standalone
@@ -49,7 +50,8 @@ def main(
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    print(folder / made["checkpoint"])
+    if dist.is_main():
+        print(folder / made["checkpoint"])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pretrain.precision import at_least_fp32
 from sslbench import dist
 
 
@@ -43,15 +44,16 @@ class AllReduceBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         if not self.training or dist.world_size() == 1:
             return super().forward(input)
+        values = at_least_fp32(input)
         axes = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
         count = input.numel() // input.shape[1] * dist.world_size()
-        mean_C = _sum(input.sum(dim=axes)) / count
-        centred = input - mean_C.view(shape)
+        mean_C = _sum(values.sum(dim=axes)) / count
+        centred = values - mean_C.view(shape)
         variance_C = _sum(centred.square().sum(dim=axes)) / count
         self._track(mean_C.detach(), variance_C.detach() * count / max(count - 1, 1))
         scale_C = self.weight / torch.sqrt(variance_C + self.eps)
-        return centred * scale_C.view(shape) + self.bias.view(shape)
+        return (centred * scale_C.view(shape) + self.bias.view(shape)).to(input.dtype)
 
     @torch.no_grad()
     def _track(self, mean_C: Tensor, variance_C: Tensor) -> None:

@@ -27,6 +27,10 @@ class DivergedError(ValueError):
     """A loss or weights that are no longer finite."""
 
 
+class NotFiniteError(ValueError):
+    """Features of a step that are not finite, before there is a loss; raised on every process."""
+
+
 def save(
     path: Path, method: nn.Module, optimizer: Optimizer, cfg: PretrainConfig, epoch: int, step: int
 ) -> None:
@@ -42,6 +46,7 @@ def save(
     _require_finite(method, epoch, step, path)
     payload = {
         **_header(cfg, epoch, step),
+        "precision": method.precision,
         "model": method.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
@@ -97,6 +102,8 @@ def _require_finite(method: nn.Module, epoch: int, step: int, path: Path) -> Non
 def restore(path: Path, method: nn.Module, optimizer: Optimizer, cfg: PretrainConfig) -> int:
     """Load a checkpoint of the same config into ``method`` and ``optimizer``.
 
+    The method goes on in the precision that the run began with, wherever it is now.
+
     Returns:
         The number of finished steps.
 
@@ -121,6 +128,7 @@ def restore(path: Path, method: nn.Module, optimizer: Optimizer, cfg: PretrainCo
         )
     method.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
+    method.precision = saved["precision"]
     step: int = saved["step"]
     return step
 

@@ -63,6 +63,13 @@ class Draws:
         )
 
     @classmethod
+    def none(cls, num_images: int) -> Self:
+        """Draws of a batch that change nothing."""
+        unused_B = torch.zeros(num_images, dtype=torch.bool)
+        order_B4, factors_B4 = torch.full((num_images, 4), -1), torch.ones(num_images, 4)
+        return cls(order_B4, factors_B4, unused_B, torch.zeros(num_images), unused_B)
+
+    @classmethod
     def stack(cls, draws: list[Self]) -> Self:
         """Join single views' draws to a batch's."""
         return cls(

@@ -11,11 +11,18 @@ def at_least_fp32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def resolved(precision: Precision, device: torch.device) -> Precision:
+    """Say what ``auto`` means: bfloat16 on a GPU, float32 on the CPU."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Context for forward passes of the networks.
 
-    ``auto`` is bfloat16 on a GPU and float32 on the CPU. bfloat16 has float32's range, so no loss
-    scaling is needed; torch keeps BatchNorm's statistics in float32.
+    bfloat16 has float32's range, so no loss scaling is needed; BatchNorm keeps its statistics in
+    float32.
     """
-    in_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    in_bf16 = resolved(precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16)

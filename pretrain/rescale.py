@@ -26,35 +26,39 @@ def rescaled(table: Mapping[str, Any]) -> dict[str, Any]:
         table: of a pretraining config; ``schedule.milestones_of`` says for how many epochs its
             milestones are written (800, the paper's, where it is missing).
     """
-    table = {
-        k: dict(v) if k in ("method", "schedule") and isinstance(v, dict) else v
-        for k, v in table.items()
-    }
+    table = {k: dict(v) if isinstance(v, Mapping) else v for k, v in table.items()}
     schedule = table.get("schedule", {})
+    if not isinstance(schedule, dict):
+        return table  # refused by validation
     written_for = schedule.pop("milestones_of", PAPER_EPOCHS)
-    if not _is_true(schedule.pop("rescale", False)):
-        return table
+    wanted = schedule.pop("rescale", False)
     epochs = schedule.get("epochs", PAPER_EPOCHS)
-    if not all(type(n) is int and n > 0 for n in (epochs, written_for)):
-        raise ValueError(
-            f"schedule.rescale needs whole numbers of epochs above 0, got epochs={epochs!r} and "
-            f"milestones_of={written_for!r}"
-        )
-    for (part, key), default in PAPER_MILESTONES.items():
-        section = table.setdefault(part, {})
-        value = section.get(key, default)
-        if isinstance(value, list | tuple):
-            section[key] = sorted({_moved(v, epochs, written_for) for v in value})
-        else:
-            section[key] = _moved(value, epochs, written_for)
+    if type(wanted) is not bool:
+        raise ValueError(f"schedule.rescale must be true or false, got {wanted!r}")
+    if type(written_for) is not int or written_for < 1:
+        raise ValueError(f"schedule.milestones_of must be epochs above 0, got {written_for!r}")
+    if wanted and type(epochs) is int and epochs > 0:
+        for (part, key), default in PAPER_MILESTONES.items():
+            section = table.setdefault(part, {})
+            if isinstance(section, dict):
+                section[key] = _moved(section.get(key, default), epochs / written_for)
+        _keep_inside(table["schedule"], epochs)
     return table
 
 
-def _is_true(value: Any) -> bool:
-    if type(value) is not bool:
-        raise ValueError(f"schedule.rescale must be true or false, got {value!r}")
-    return value
+def _moved(value: Any, factor: float) -> Any:
+    """Move an epoch, or each of a list; what is no number is left to validation."""
+    if isinstance(value, list | tuple):
+        return [_moved(item, factor) for item in value]
+    if type(value) not in (int, float) or value <= 0:
+        return value
+    return max(1, math.floor(value * factor + 0.5))
 
 
-def _moved(epoch: float, epochs: int, written_for: int) -> int:
-    return max(1, math.floor(epoch * epochs / written_for + 0.5)) if epoch > 0 else 0
+def _keep_inside(schedule: dict[str, Any], epochs: int) -> None:
+    """Rounding may not push the last drop to the end, nor keep an epoch twice."""
+    drops, kept = schedule["lr_drops"], schedule["keep_epochs"]
+    if isinstance(drops, list) and all(type(drop) is int for drop in drops):
+        schedule["lr_drops"] = [min(drop, epochs - 1) for drop in drops]
+    if isinstance(kept, list) and all(type(epoch) is int for epoch in kept):
+        schedule["keep_epochs"] = sorted(set(kept))

@@ -4,13 +4,14 @@ python -m pretrain configs/pretrain/cyborgs.toml --data DATA --out runs/my_run
 """
 
 import contextlib
+import copy
 import math
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch.optim import Optimizer
 
 from pretrain import checkpoint
 from pretrain.batchnorm import synchronised
-from pretrain.checkpoint import DivergedError
+from pretrain.checkpoint import DivergedError, NotFiniteError
 from pretrain.config import (
     FIXED_SOURCES,
     AdamWConfig,
@@ -28,11 +29,14 @@ from pretrain.config import (
     SGDConfig,
 )
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
+from pretrain.estimate import estimate
 from pretrain.lars import LARS
-from pretrain.masks.refresh import Bootstrap, refresh
+from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskStore
 from pretrain.methods import METHODS
+from pretrain.methods.base import StepOutput
+from pretrain.precision import resolved
 from pretrain.schedule import (
     EpochPlan,
     lr_at,
@@ -90,6 +94,7 @@ class Run:
         start = None if init is None else starting_trunk(init, cfg)
         self.method = lookup(METHODS, cfg.method.name, "method")(cfg, start)
         self.method.to(place.device, memory_format=torch.channels_last).train()
+        self.method.precision = resolved(cfg.precision, place.device)
         synchronised(self.method, place.device)
         self.optimizer = build_optimizer(cfg.optimizer, self.method)
         self.step = 0  # steps done so far
@@ -97,8 +102,10 @@ class Run:
         if self.last_path.exists():
             self.step = checkpoint.restore(self.last_path, self.method, self.optimizer, cfg)
             log.info(f"continuing after step {self.step} of {self.total_steps}")
+        dist.require_equal("the step to continue from", self.step)
+        dist.require_equal("the weights", int(weights_id(self.method)[:15], 16))
         log.rewind(self.step)
-        log.info(self.outline())
+        self.say_plan()
 
     def train(self) -> None:
         """Run all epochs that are left.
@@ -117,8 +124,9 @@ class Run:
     def train_epoch(self, epoch: int, bar: Progress) -> None:
         """Run the steps of ``epoch`` that are left, and save."""
         plan = plan_epoch(self.cfg.method, epoch)
-        with self.stop.now():
-            masks = self.masks_for(epoch)
+        if dist.any_true(self.stop.asked):
+            raise KeyboardInterrupt  # the epoch before is saved
+        masks = self.masks_for(epoch)
         asked = False
         meter = Meter(self.cfg.batch_size, self.place.device)
         for batch in meter.timed(self.batches(epoch, masks)):
@@ -136,42 +144,58 @@ class Run:
         self.save(kept=is_whole and epoch in self.cfg.schedule.keep_epochs)
         if asked:
             self.log.info(f"asked to stop: saved after step {self.step}")
+            dist.barrier()  # a launcher kills all once one is gone: not before the file is there
             raise KeyboardInterrupt
 
     def update(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
         """Take one optimizer step; return loss terms and monitors, averaged over the processes."""
         parts = batch.parts(self.cfg.accumulate)
-        self.optimizer.zero_grad(set_to_none=True)
-        outputs = []
         with out_of_memory_explained(self.cfg):
-            prepared = self.method.prepare(parts, plan)
-            for part in parts:
-                output = self.method(part, prepared, plan)
-                sum_of(output.terms).backward()
-                outputs.append(output)
-        terms = _combined([output.terms for output in outputs], scale=1.0)
-        monitors = _combined([output.monitors for output in outputs], scale=1 / len(parts))
-        asked = torch.tensor(float(self.stop.asked), device=self.place.device)
-        values = dist.mean({LOSS: sum_of(terms), **terms, **monitors, STOP: asked})
-        if not math.isfinite(values[LOSS]):
-            self.give_up(batch, epoch, {name: values[name] for name in terms})
-        dist.average_gradients([p.grad for p in self.method.parameters() if p.grad is not None])
-        self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                prepared = self.method.prepare(parts, plan)
+            except NotFiniteError as error:
+                self.give_up(batch, epoch, {str(error): math.nan})
+            outputs = [self.differentiate(part, prepared, plan) for part in parts]
+            terms = _combined([output.terms for output in outputs], scale=1.0)
+            monitors = _combined([output.monitors for output in outputs], scale=1 / len(parts))
+            asked = torch.tensor(float(self.stop.asked), device=self.place.device)
+            values = dist.mean({LOSS: sum_of(terms), **terms, **monitors, STOP: asked})
+            if not math.isfinite(values[LOSS]):
+                self.give_up(batch, epoch, {name: values[name] for name in terms})
+            dist.average_gradients([p.grad for p in self.method.parameters() if p.grad is not None])
+            self.optimizer.step()
         return values
 
-    def outline(self) -> str:
-        """Say in one line what the run will do."""
-        cfg, epochs = self.cfg, range(1, self.cfg.schedule.epochs + 1)
-        plans = [plan_epoch(cfg.method, epoch) for epoch in epochs]
-        refreshed = [str(e) for e, plan in zip(epochs, plans, strict=True) if plan.refresh_masks]
-        warmup = sum(not plan.contrast for plan in plans)
+    def differentiate(self, part: Batch, prepared: Any, plan: EpochPlan) -> StepOutput:
+        """Add a part's gradients; what it returns holds no graph."""
+        output = self.method(part, prepared, plan)
+        sum_of(output.terms).backward()
+        return StepOutput({k: v.detach() for k, v in output.terms.items()}, output.monitors)
+
+    def say_plan(self) -> None:
+        """Say before the first step what the run will do, how long and in how much memory."""
+        cfg, schedule = self.cfg, self.cfg.schedule
+        plans = {e: plan_epoch(cfg.method, e) for e in range(1, schedule.epochs + 1)}
+        warmup = sum(not plan.contrast for plan in plans.values())
         trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
-        return (
-            f"{len(self.images)} images, {len(epochs)} epochs of {self.steps_per_epoch} steps of "
-            f"{cfg.batch_size}; {warmup} epochs of warm-up; masks from {cfg.method.masks.source}, "
-            f"made before epoch {', '.join(refreshed)}; {trained / 1e6:.1f} M weights; "
-            f"{self.place.device}"
+        drops = f"drops at {_listed(schedule.lr_drops)}"
+        self.log.info(
+            f"{len(self.images)} images; {schedule.epochs} epochs of {self.steps_per_epoch} steps "
+            f"of {cfg.batch_size} in {dist.world_size() * cfg.accumulate} parts, "
+            f"{self.total_steps} steps; {trained / 1e6:.1f} M weights; {self.place.device}"
         )
+        self.log.info(
+            f"warm-up {warmup} epochs; masks from {cfg.method.masks.source} before epochs "
+            f"{_listed(e for e, plan in plans.items() if plan.refresh_masks)}; learning rate "
+            f"{'cosine' if schedule.lr_shape == 'cosine' else drops} after "
+            f"{schedule.lr_warmup_epochs:g} epochs; kept epochs {_listed(schedule.keep_epochs)}"
+        )
+        if self.step == 0:
+            with out_of_memory_explained(cfg):
+                throwaway = copy.deepcopy(self.method)
+                needed = estimate(throwaway, cfg, self.steps_per_epoch, self.place.device)
+            self.log.info(str(needed))
 
     def batches(self, epoch: int, masks: MaskStore | None) -> Iterator[Batch]:
         """The epoch's batches that are not done yet, on the device."""
@@ -211,7 +235,8 @@ class Run:
             epoch=epoch,
         )
         backbone = self.method.online_backbone
-        return refresh(backbone, self.images, self.images_id, folder, settings, self.log)
+        with self.stop.now():  # it keeps its own parts
+            return refresh(backbone, self.images, self.images_id, folder, settings, self.log)
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -247,8 +272,10 @@ class Run:
     def give_up(self, batch: Batch, epoch: int, terms: dict[str, float]) -> NoReturn:
         """Stop before a loss that is not finite touches the weights; keep what led there."""
         dump = self.place.folder / "diverged.pt"
+        indices = dist.all_gather(batch.indices_B)
         if dist.is_main():
-            checkpoint.dump(dump, self.method, self.cfg, self.step, batch.indices_B, terms)
+            checkpoint.dump(dump, self.method, self.cfg, self.step, indices, terms)
+        dist.barrier()
         shown = ", ".join(f"{name} = {value}" for name, value in terms.items())
         last = self.last_path
         kept = f"{last} keeps the last good state" if last.exists() else "nothing was saved"
@@ -331,10 +358,10 @@ def require_equal_parts(cfg: PretrainConfig) -> None:
             f"batch_size {cfg.batch_size} cannot be shared equally by {world} processes with "
             f"accumulate={cfg.accumulate}: take a multiple of {world * cfg.accumulate}"
         )
-    if cfg.batch_size // (world * cfg.accumulate) < 2:
+    if cfg.batch_size // cfg.accumulate < 2:
         raise ConfigError(
-            f"batch_size {cfg.batch_size} leaves one image for each of {world} processes with "
-            f"accumulate={cfg.accumulate}; BatchNorm needs two: lower accumulate"
+            f"batch_size {cfg.batch_size} with accumulate={cfg.accumulate} leaves one image at a "
+            "time; BatchNorm needs two: lower accumulate"
         )
 
 
@@ -343,17 +370,22 @@ def out_of_memory_explained(cfg: PretrainConfig) -> Iterator[None]:
     """Say what to try when the GPU is too small."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         images = cfg.batch_size // (dist.world_size() * cfg.accumulate)
         raise OutOfMemoryError(
             f"{images} images at a time do not fit into the GPU's memory; "
             f"accumulate={2 * cfg.accumulate} halves them (the same batch_size, only BatchNorm "
-            f"sees fewer at a time), batch_size={cfg.batch_size // 2} changes the run"
+            f"sees fewer at a time), batch_size={cfg.batch_size // 2} changes the run; "
+            "either is a new run folder"
         ) from error
 
 
 class OutOfMemoryError(ValueError):
     """A step that does not fit into the memory of the GPU."""
+
+
+def _listed(numbers: Iterable[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers) or "none"
 
 
 def sum_of(terms: dict[str, Tensor]) -> Tensor:

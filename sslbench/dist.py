@@ -106,38 +106,56 @@ def process_group(device: str) -> Iterator[str]:
     import torch
     import torch.distributed as torch_dist
 
-    on_gpu = device.startswith("cuda")
-    if on_gpu:
-        device = f"cuda:{here.local_rank}"
+    if device.startswith("cuda"):
+        device = f"cuda:{_gpu_index(here)}"
         torch.cuda.set_device(device)
-    torch_dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        init_method=f"tcp://{here.address}",
-        rank=here.rank,
-        world_size=here.world_size,
-        timeout=TIMEOUT,
-    )
+    _meet(here, device)
     try:
         yield device
     except RuntimeError as error:
-        if not _peer_is_gone(error):
+        if not any(sign in str(error).lower() for sign in PEER_IS_GONE):
             raise
         raise PeerLostError(
             f"rank {here.rank} of {here.world_size}: another process of this run died "
             f"({str(error).splitlines()[0]}). Its own log says why; the same command continues"
         ) from error
-    finally:
-        with contextlib.suppress(RuntimeError):  # nothing is left to say goodbye to
-            torch_dist.destroy_process_group()
+    # Only after success: with peers still inside a collective, saying goodbye may wait for ever.
+    torch_dist.destroy_process_group()
 
 
-def _peer_is_gone(error: RuntimeError) -> bool:
+def _gpu_index(here: Membership) -> int:
+    import torch
+
+    visible = torch.cuda.device_count()
+    if visible == 1:
+        return 0  # the scheduler gives every process a GPU of its own
+    if here.local_rank >= visible:
+        raise ValueError(
+            f"rank {here.rank} is process {here.local_rank} (from 0) of its machine, which has "
+            f"{visible} GPUs; start at most one process per GPU"
+        )
+    return here.local_rank
+
+
+def _meet(here: Membership, device: str) -> None:
+    import torch
     import torch.distributed as torch_dist
 
-    text = str(error).lower()
-    return isinstance(error, torch_dist.DistNetworkError | torch_dist.DistBackendError) or any(
-        sign in text for sign in PEER_IS_GONE
-    )
+    on_gpu = device.startswith("cuda")
+    try:
+        torch_dist.init_process_group(
+            "nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{here.address}",
+            rank=here.rank,
+            world_size=here.world_size,
+            timeout=TIMEOUT,
+            device_id=torch.device(device) if on_gpu else None,
+        )
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"rank {here.rank} of {here.world_size} cannot meet the others at {here.address}: "
+            f"{error}. Check that rank 0 runs there, or set MASTER_ADDR and a free MASTER_PORT"
+        ) from error
 
 
 def _group_exists() -> bool:
@@ -252,6 +270,21 @@ def _on_gpu() -> bool:
     import torch.distributed as torch_dist
 
     return torch_dist.get_backend() == "nccl"
+
+
+def require_equal(what: str, value: int) -> None:
+    """Raise ``ValueError`` on every process unless all hold the same non-negative number."""
+    if world_size() == 1:
+        return
+    import torch
+
+    mine = torch.tensor([value], device="cuda" if _on_gpu() else "cpu")
+    everyone = all_gather(mine).tolist()
+    if len(set(everyone)) > 1:
+        raise ValueError(
+            f"the processes disagree on {what}: {everyone} by rank. Do they share one run folder "
+            "(a network disk), code and data?"
+        )
 
 
 def barrier() -> None:

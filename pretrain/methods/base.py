@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pretrain.config import Precision
 from pretrain.data import Batch, ViewSpec
 from pretrain.schedule import EpochPlan
 from sslbench.resnet import ResNet
@@ -29,6 +30,7 @@ class Method(Protocol):
     """
 
     view_spec: ViewSpec
+    precision: Precision  # of the networks' passes; the loop sets it
 
     @property
     def online_backbone(self) -> ResNet:

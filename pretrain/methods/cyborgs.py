@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoint import NotFiniteError
 from pretrain.config import ClusteringConfig, CyborgsConfig, Precision, PretrainConfig
 from pretrain.data import Batch, View, ViewSpec
 from pretrain.ema import frozen_copy, update_average
@@ -135,6 +136,8 @@ class Cyborgs(nn.Module):
                     maps_BDhw[index].append(maps[self.clustering_layer])
         groups, monitors = (), {}
         if plan.clustering_weight > 0:
+            if dist.any_true(not all(bool(m.isfinite().all()) for pair in maps_BDhw for m in pair)):
+                raise NotFiniteError(f"target features of {self.clustering_layer}")
             geometry = [
                 clustering.Geometry.join([p.views[v].geometry for p in parts]) for v in (0, 1)
             ]

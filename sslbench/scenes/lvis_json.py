@@ -15,7 +15,7 @@ from sslbench.rng import numpy_generator
 from sslbench.scenes.coco_json import Entry, Row, write_content
 from sslbench.scenes.drawing import SHAPE_NAMES, TEXTURE_NAMES
 
-# A category is rare, common up to so many training images (LVIS, some hundred times as large: 10, 100).
+# A category is rare, common up to so many training images (LVIS, far larger: 10, 100).
 RARE_IMAGES, COMMON_IMAGES = 3, 20
 NUM_NEGATIVES = 6
 FORGET_SHARE = 0.3  # of the categories with several instances in a picture

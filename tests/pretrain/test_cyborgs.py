@@ -10,6 +10,7 @@ from pretrain import data
 from pretrain.config import ArchConfig, PretrainConfig
 from pretrain.data import Batch, ViewSpec, make_loader, to_device
 from pretrain.fusion import fuse
+from pretrain.losses import clustering as losses
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.methods import cyborgs as cyborgs_module
 from pretrain.methods.base import Method
@@ -137,15 +138,28 @@ def test_the_parts_of_a_batch_are_in_order_and_know_their_place(batch):
         assert torch.equal(torch.cat([p.geometry.box_B4 for p in pieces]), view.geometry.box_B4)
 
 
-def test_bf16_runs_the_networks_only(tiny, batch):
+def test_bf16_runs_the_networks_only(tiny, batch, monkeypatch):
     """Maps, projections and losses leave in float32; the weights stay float32."""
     method = build(tiny.model_copy(update={"precision": "bf16"}))
     seen = []
+    entering = {}
+    for where, name in (
+        (cyborgs_module, "pool"),
+        (cyborgs_module, "detcon_loss"),
+        (losses, "spherical_kmeans"),
+    ):
+        original = getattr(where, name)
+
+        def watched(first, *rest, name=name, original=original):
+            entering[name] = first.dtype
+            return original(first, *rest)
+
+        monkeypatch.setattr(where, name, watched)
     method.online.backbone.layer4[-1].register_forward_hook(lambda *a: seen.append(a[2].dtype))
     output = _step(method, batch, BOTH)
     assert seen[0] == torch.bfloat16
     assert {term.dtype for term in output.terms.values()} == {torch.float32}
-    assert {p.grad.dtype for p in method.online.parameters()} == {torch.float32}
+    assert len(entering) == 3 and {*entering.values()} == {torch.float32}
     exact = _forward(build(tiny), batch, BOTH).terms
     for name, term in output.terms.items():
         assert term.item() == pytest.approx(exact[name].item(), rel=0.05)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pretrain.config import PretrainConfig
 from sslbench import dist
@@ -61,9 +63,10 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_curve_of_one(config, image_dir, tmp_path):
-    """Groups of 3 images span the processes, whose BatchNorm sees the whole batch of 8."""
-    clustering = {"max_clusters": 8, "images_per_group": 3, "iterations": 4}
+@pytest.mark.parametrize("images_per_group", [2, 3])
+def test_two_processes_give_the_loss_curve_of_one(images_per_group, config, image_dir, tmp_path):
+    """Groups of 2 images lie within a process, groups of 3 span them; BatchNorm sees all 8."""
+    clustering = {"max_clusters": 8, "images_per_group": images_per_group, "iterations": 4}
     path = config(20, {**GRID, "clustering_every": 2, "clustering": clustering})
     for processes in (1, 2):
         run(processes, path, image_dir, tmp_path / str(processes), "double")
@@ -86,14 +89,8 @@ def test_masks_are_bootstrapped_by_two_processes(config, image_dir, tmp_path):
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_and_the_same_command_continues(config, image_dir, tmp_path):
     path, out = config(60, GRID), tmp_path / "run"
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    ranks = [
-        start(1, path, image_dir, out, RANK=str(rank), LOCAL_RANK=str(rank), **address)
-        for rank in (0, 1)
-    ]
-    while len(losses(out)) < 3:
-        assert ranks[0].poll() is None
-        time.sleep(0.05)
+    ranks = start_ranks(path, image_dir, out)
+    wait_for_steps(out, 3, ranks[0])
     ranks[1].kill()
     said, _ = ranks[0].communicate(timeout=120)
     assert ranks[0].returncode == 1
@@ -103,6 +100,87 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_continues(config, im
     said = run(1, path, image_dir, out)  # one process may continue what two began
     assert int(re.search(r"continuing after step (\d+) of 60", said)[1]) >= 2
     assert len(losses(out)) == 60 and status(out) == "done"
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_saves_before_any_rank_leaves(config, image_dir, tmp_path):
+    """A launcher kills the others as soon as one is gone: the file must be there by then."""
+    path, out = config(400, GRID), tmp_path / "run"
+    ranks = start_ranks(path, image_dir, out)
+    wait_for_steps(out, 3, ranks[0])
+    ranks[1].send_signal(signal.SIGUSR1)
+    codes = [rank.wait(timeout=120) for rank in ranks]
+    assert codes == [130, 130]
+    said = ranks[0].stdout.read()
+    saved = int(re.search(r"asked to stop: saved after step (\d+)", said)[1])
+    state = torch.load(out / "checkpoints/last.pt", weights_only=True)
+    assert state["step"] == saved == len(losses(out))
+
+
+ROWS = """
+import sys, torch
+from pretrain.batchnorm import synchronised
+from sslbench import dist
+with dist.process_group("cpu"):
+    rank, out = dist.rank(), sys.argv[1]
+    torch.manual_seed(0)
+    norms = torch.nn.ModuleList([torch.nn.BatchNorm1d(5), torch.nn.BatchNorm2d(5)]).double()
+    rows, maps = torch.randn(6, 5).double(), torch.randn(6, 5, 3, 2).double()
+    weights = torch.randn(6, 5).double(), torch.randn(6, 5, 3, 2).double()
+    mine = slice(3 * rank, 3 * rank + 3) if dist.world_size() > 1 else slice(0, 6)
+    synchronised(norms, torch.device("cpu"))
+    inputs = [rows[mine].requires_grad_(), maps[mine].requires_grad_()]
+    outputs = [norm(x) for norm, x in zip(norms, inputs)]
+    sum((y.tanh() * w[mine]).sum() for y, w in zip(outputs, weights)).backward()
+    found = {"rows": [x.grad for x in inputs], "out": [y.detach() for y in outputs]}
+    grads = [p.grad for p in norms.parameters()]
+    dist.average_gradients(grads)
+    found |= {"grads": [g * dist.world_size() for g in grads], "state": norms.state_dict()}
+    narrow = synchronised(torch.nn.ModuleList([torch.nn.BatchNorm2d(5)]), torch.device("cpu"))
+    narrow[0](maps[mine].bfloat16()).sum().backward()
+    found |= {"narrow": str(narrow[0](maps[mine].bfloat16()).dtype)}
+    torch.save(found, f"{out}.{rank}")
+"""
+
+
+@pytest.mark.slow
+def test_batchnorm_over_processes_equals_the_big_batchs(tmp_path):
+    """Outputs, gradients of inputs and parameters, and running statistics, in float64."""
+    script = tmp_path / "rows.py"
+    script.write_text(ROWS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(script)]
+    subprocess.run([*words, str(tmp_path / "one")], env=environment, check=True, timeout=120)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [*words, str(tmp_path / "two")],
+            env={**environment, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in (0, 1)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    one, *two = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    for key in ("rows", "out"):
+        for whole, *halves in zip(one[key], two[0][key], two[1][key], strict=True):
+            assert torch.allclose(torch.cat(halves), whole, rtol=1e-10, atol=1e-12), key
+    for half in two:
+        for mine, whole in zip(half["grads"], one["grads"], strict=True):
+            assert torch.allclose(mine, whole, rtol=1e-10)
+        for name, whole in one["state"].items():
+            assert torch.allclose(half["state"][name], whole, rtol=1e-10), name
+        assert half["narrow"] == "torch.bfloat16"
+
+
+def start_ranks(*words: object) -> list[subprocess.Popen]:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [start(1, *words, RANK=str(r), LOCAL_RANK=str(r), **address) for r in (0, 1)]
+
+
+def wait_for_steps(folder: Path, count: int, process: subprocess.Popen) -> None:
+    while len(losses(folder)) < count:
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 def free_port() -> int:

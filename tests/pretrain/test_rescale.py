@@ -55,10 +55,32 @@ def test_nothing_moves_unasked():
     assert plain == PretrainConfig()
 
 
+@pytest.mark.parametrize("epochs", [2, 20, 25, 30])
+def test_a_very_short_run_keeps_both_drops_before_its_end(epochs):
+    table = {"method": {"clustering_every": 0}, "schedule": {"epochs": epochs, "rescale": True}}
+    drops = build(PretrainConfig, table, "test").schedule.lr_drops
+    assert len(drops) == 2 and all(0 < drop < epochs for drop in drops)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"schedule": 5},
+        {"method": 5, "schedule": {"rescale": True}},
+        {"method": {"warmup_epochs": "five"}, "schedule": {"rescale": True}},
+        {"schedule": {"rescale": True, "keep_epochs": ["a"]}},
+        {"schedule": {"milestones_of": "x"}},
+    ],
+)
+def test_wrong_types_are_still_named_by_validation(table):
+    with pytest.raises(ConfigError):
+        build(PretrainConfig, table, "test")
+
+
 @pytest.mark.parametrize(
     "schedule",
-    [{"rescale": 1}, {"rescale": True, "epochs": 0}, {"rescale": True, "milestones_of": 0.5}],
+    [{"rescale": 1}, {"rescale": True, "milestones_of": 0.5}],
 )
 def test_nonsense_is_refused(schedule):
-    with pytest.raises(ConfigError, match=r"schedule\.rescale"):
+    with pytest.raises(ConfigError, match=r"schedule\.(rescale|milestones_of)"):
         build(PretrainConfig, {"schedule": schedule}, "test")

@@ -235,6 +235,42 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     assert dumped["step"] == 3 and len(dumped["indices"]) == 4
 
 
+def test_features_that_are_not_finite_stop_the_run_before_they_are_clustered(
+    tiny, image_list, tmp_path, monkeypatch
+):
+    original = Run.update
+
+    def poisoned(self, batch, plan, epoch):
+        if self.step == 1:
+            self.method.target.backbone.conv1.weight.data[0] = torch.nan
+        return original(self, batch, plan, epoch)
+
+    monkeypatch.setattr(Run, "update", poisoned)
+    with pytest.raises(DivergedError, match=r"epoch 1, step 1: target features of layer2"):
+        _train(tiny, image_list, tmp_path / "run")
+    assert (tmp_path / "run/diverged.pt").exists()
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(tiny, image_list, tmp_path, monkeypatch):
+    """``auto`` on a GPU is bf16; continued on a CPU it stays bf16."""
+    original = train_module.resolved
+    monkeypatch.setattr(train_module, "resolved", lambda *_: "bf16")
+    steps, update = [], Run.update
+
+    def stopping(self, *arguments):
+        steps.append(self.method.precision)
+        if len(steps) == 3:
+            raise _Stop
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Run, "update", stopping)
+    with pytest.raises(_Stop):
+        _train(tiny, image_list, tmp_path / "run")
+    monkeypatch.setattr(train_module, "resolved", original)
+    _train(tiny, image_list, tmp_path / "run")
+    assert set(steps) == {"bf16"} and len(steps) == 3 + 6
+
+
 def test_weights_that_are_not_finite_are_never_saved(tiny, image_list, tmp_path, monkeypatch):
     original = Run.save
 

@@ -1,0 +1,105 @@
+"""How long a run will take and how much memory it needs, measured on a step or two of each kind.
+
+Shape letters: B images, S pixels along a side, R sampled masks.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pretrain import photometry
+from pretrain.config import PretrainConfig
+from pretrain.data import Batch, View
+from pretrain.losses.clustering import Geometry
+from pretrain.schedule import EpochPlan, plan_epoch
+from sslbench import dist
+
+CPU_IMAGES = 4  # measured at a time on the CPU, where a step is proportional to its images
+MASKS_PRESENT = 20  # per image, blocks of random labels
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a whole run takes; making masks and waiting for data come on top."""
+
+    hours: float
+    gpu_gib: float | None  # of the largest step, with gradients but without optimizer state
+
+    def __str__(self) -> str:
+        memory = "" if self.gpu_gib is None else f", {self.gpu_gib:.1f} GiB of GPU memory"
+        return f"about {self.hours:.2g} hours of steps{memory}, besides masks and data"
+
+
+def estimate(
+    method: nn.Module, cfg: PretrainConfig, steps_per_epoch: int, device: torch.device
+) -> Estimate:
+    """Measure one step of every kind that the run has.
+
+    Args:
+        method: a throwaway in train mode on the device; its statistics are spoilt, its gradients
+            left behind.
+    """
+    plans = Counter(_kind(plan_epoch(cfg.method, e)) for e in range(1, cfg.schedule.epochs + 1))
+    whole = cfg.batch_size // (dist.world_size() * cfg.accumulate)
+    measured = whole if device.type == "cuda" else min(whole, CPU_IMAGES)
+    batch = synthetic_batch(cfg, measured, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = 0.0
+    for plan, epochs in plans.items():
+        part = _seconds(method, batch, plan) * whole / measured
+        seconds += part * cfg.accumulate * steps_per_epoch * epochs
+    gpu_gib = None
+    if device.type == "cuda":
+        gpu_gib = torch.cuda.max_memory_allocated(device) / 2**30
+        torch.cuda.empty_cache()
+    return Estimate(seconds / 3600, gpu_gib)
+
+
+def _kind(plan: EpochPlan) -> EpochPlan:
+    """Make epochs that cost the same the same."""
+    middle = sum(plan.clusters) // 2
+    return EpochPlan(False, plan.contrast, plan.clustering_weight, (middle, middle))
+
+
+def _seconds(method: nn.Module, batch: Batch, plan: EpochPlan) -> float:
+    """The faster of two: the first warms up."""
+    found = []
+    for _ in range(2):
+        method.zero_grad(set_to_none=True)
+        began = time.perf_counter()
+        output = method(batch, method.prepare([batch], plan), plan)
+        torch.stack(list(output.terms.values())).sum().backward()
+        if batch.views[0].images_B3SS.device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def synthetic_batch(cfg: PretrainConfig, num_images: int, device: torch.device) -> Batch:
+    """Random pixels with blocks of random labels, so that masks have sizes as real ones have."""
+    generator = torch.Generator().manual_seed(0)
+    size, grid = cfg.crop_size, cfg.method.contrast_grid
+
+    def view() -> View:
+        pixels_B3SS = torch.rand(num_images, 3, size, size, generator=generator).to(device)
+        blocks = torch.randint(MASKS_PRESENT, (num_images, 1, grid, grid), generator=generator)
+        labels_BSS = F.interpolate(blocks.float(), (size, size))[:, 0].to(device, torch.uint8)
+        box_B4 = torch.tensor([[0, 0, size, size]] * num_images, dtype=torch.float64)
+        flip_B = torch.zeros(num_images, dtype=torch.bool)
+        uniforms_BR = torch.rand(
+            num_images, cfg.method.masks_per_view, generator=generator, dtype=torch.float64
+        )
+        return View(
+            images_B3SS=pixels_B3SS.contiguous(memory_format=torch.channels_last),
+            labels_BSS=labels_BSS,
+            geometry=Geometry(box_B4.to(device), flip_B.to(device)),
+            draws=photometry.Draws.none(num_images),
+            uniforms_BR=uniforms_BR.to(device),
+        )
+
+    return Batch(step=0, indices_B=torch.arange(num_images), views=(view(), view()))
