@@ -18,7 +18,7 @@ from pretrain.losses.clustering import Geometry
 from pretrain.schedule import EpochPlan, plan_epoch
 from sslbench import dist
 
-CPU_IMAGES = 4  # measured at a time on the CPU, where a step is proportional to its images
+CPU_PIXELS = 8 * 224 * 224  # measured at a time on the CPU, where time is proportional from there
 MASKS_PRESENT = 20  # per image, blocks of random labels
 
 
@@ -31,7 +31,8 @@ class Estimate:
 
     def __str__(self) -> str:
         memory = "" if self.gpu_gib is None else f", {self.gpu_gib:.1f} GiB of GPU memory"
-        return f"about {self.hours:.2g} hours of steps{memory}, besides masks and data"
+        time = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.1f} minutes"
+        return f"about {time} of steps{memory}, besides masks and data"
 
 
 def estimate(
@@ -45,7 +46,8 @@ def estimate(
     """
     plans = Counter(_kind(plan_epoch(cfg.method, e)) for e in range(1, cfg.schedule.epochs + 1))
     whole = cfg.batch_size // (dist.world_size() * cfg.accumulate)
-    measured = whole if device.type == "cuda" else min(whole, CPU_IMAGES)
+    fitting = max(2, CPU_PIXELS // cfg.crop_size**2)
+    measured = whole if device.type == "cuda" else min(whole, fitting)
     batch = synthetic_batch(cfg, measured, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
