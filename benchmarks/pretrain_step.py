@@ -21,10 +21,12 @@ from pretrain.config import PretrainConfig
 from pretrain.data import Batch, View
 from pretrain.estimate import synthetic_batch
 from pretrain.fusion import fuse
+from pretrain.meter import peak_memory
 from pretrain.methods.cyborgs import Cyborgs, build
+from pretrain.optimizers import build_optimizer
 from pretrain.precision import at_least_fp32, autocast
 from pretrain.schedule import EpochPlan
-from pretrain.train import build_optimizer, peak_memory, sum_of
+from pretrain.train import sum_of
 
 PLAIN = EpochPlan(refresh_masks=False, contrast=True, clustering_weight=0.0, clusters=(2, 256))
 CLUSTERED = EpochPlan(

@@ -6,36 +6,30 @@ python -m pretrain configs/pretrain/cyborgs.toml --data DATA --out runs/my_run
 import contextlib
 import copy
 import math
-import resource
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from pretrain import checkpoint
 from pretrain.batchnorm import synchronised
 from pretrain.checkpoint import DivergedError, NotFiniteError
 from pretrain.config import (
     FIXED_SOURCES,
-    AdamWConfig,
-    LARSConfig,
-    OptimizerConfig,
     PretrainConfig,
-    SGDConfig,
 )
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.estimate import estimate
-from pretrain.lars import LARS
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskStore
+from pretrain.meter import Meter
 from pretrain.methods import METHODS
 from pretrain.methods.base import StepOutput
+from pretrain.optimizers import build_optimizer, set_lr
 from pretrain.precision import resolved
 from pretrain.schedule import (
     EpochPlan,
@@ -257,7 +251,7 @@ class Run:
         elapsed = self.step / self.steps_per_epoch
         return lr_at(self.cfg.optimizer, self.cfg.schedule, self.cfg.batch_size, elapsed)
 
-    def record(self, epoch: int, values: dict[str, float], meter: "Meter", bar: Progress) -> None:
+    def record(self, epoch: int, values: dict[str, float], meter: Meter, bar: Progress) -> None:
         """Write the finished step to the log and move the bar."""
         self.log.scalars(
             self.step - 1,
@@ -312,42 +306,6 @@ class Run:
 def kept_path(folder: Path, epoch: int) -> Path:
     """Checkpoint of an epoch that stays."""
     return folder / "checkpoints" / f"epoch_{epoch:04d}.pt"
-
-
-class Meter:
-    """Measures images per second, the share of time spent waiting for data, and memory."""
-
-    def __init__(self, images_per_step: int, device: torch.device) -> None:
-        self.images_per_step, self.device = images_per_step, device
-        self._step_began = time.monotonic()
-        self._waited = 0.0
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Pass batches on and clock how long each took to arrive."""
-        while True:
-            self._step_began = time.monotonic()
-            batch = next(batches, None)
-            self._waited = time.monotonic() - self._step_began
-            if batch is None:
-                return
-            yield batch
-
-    def rates(self) -> dict[str, float]:
-        """Rates of the step that is under way."""
-        seconds = max(time.monotonic() - self._step_began, 1e-9)
-        return {
-            "images_per_second": self.images_per_step / seconds,
-            "seconds_waiting_for_data": self._waited,
-            "share_waiting_for_data": self._waited / seconds,
-            "peak_memory_gib": peak_memory(self.device) / 2**30,
-        }
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: by torch on a GPU, by the whole process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def require_equal_parts(cfg: PretrainConfig) -> None:
@@ -415,25 +373,3 @@ def starting_trunk(path: Path, cfg: PretrainConfig) -> ResNet:
             f"say arch.depth={found.depth} arch.width={found.width:g}"
         )
     return found.build()
-
-
-def build_optimizer(cfg: OptimizerConfig, module: nn.Module) -> Optimizer:
-    """Make the optimizer; biases and normalisation weights take no weight decay."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    match cfg:
-        case LARSConfig():
-            return LARS(groups, cfg.lr, momentum=cfg.momentum)
-        case AdamWConfig():
-            return torch.optim.AdamW(groups, cfg.lr, fused=True)
-        case SGDConfig():
-            return torch.optim.SGD(groups, cfg.lr, momentum=cfg.momentum, fused=True)
-
-
-def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
