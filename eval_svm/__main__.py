@@ -6,7 +6,6 @@
 The last line is ``mAP NN.NN``. The same command continues an interrupted run.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,13 +13,13 @@ import typer
 
 from eval_svm.config import SVMConfig
 from eval_svm.stage import VOC07SVM
+from sslbench.command import errors_in_one_paragraph
 from sslbench.config import CONFIGS_DIR, load
 from sslbench.datasets import DataRoots
 from sslbench.results import read_results
 from sslbench.stage import run_standalone
 
 PROTOCOL = CONFIGS_DIR / "svm" / "voc07.toml"
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def main(
@@ -41,7 +40,7 @@ def main(
     splits = {"train": train, "test": test}
     chosen = [f"{name}=voc2007/{split}" for name, split in splits.items() if split]
     chosen += [f"branch={branch}"] if branch else []
-    try:
+    with errors_in_one_paragraph():
         stage = VOC07SVM(load(SVMConfig, config, [*chosen, *(overrides or ())]))
         folder, made = run_standalone(
             stage,
@@ -51,11 +50,6 @@ def main(
             device=device,
             num_workers=workers,
         )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     results = read_results(folder / made["results"])
     for note in results[0].footnotes:
         print(note)

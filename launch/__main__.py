@@ -18,9 +18,8 @@ from launch.site import SiteConfig, data_roots, load_site
 from launch.state import clock, read_states
 from launch.suite import Suite, load_suite, with_checkpoint, with_overrides
 from launch.tables import branches, print_table
+from sslbench.command import INTERRUPTED
 from sslbench.datasets import DataRoots
-
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 app = typer.Typer(
     help="Plan, run and report a suite: rows (backbones) x tasks x seeds.",

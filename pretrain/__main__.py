@@ -7,7 +7,6 @@
 The same command continues an interrupted run.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +15,10 @@ import typer
 from pretrain.config import PretrainConfig
 from pretrain.stage import Pretrain
 from sslbench import dist
+from sslbench.command import errors_in_one_paragraph
 from sslbench.config import load
 from sslbench.datasets import DataRoots
 from sslbench.stage import run_standalone
-
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
 def main(
@@ -34,7 +32,7 @@ def main(
     workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
 ) -> None:
     """Pretrain on images; the same command continues an interrupted run."""
-    try:
+    with errors_in_one_paragraph():
         cfg = load(PretrainConfig, config, overrides or ())
         inputs = {"init": Path(cfg.init)} if cfg.init else {}
         folder, made = run_standalone(
@@ -45,11 +43,6 @@ def main(
             device=device,
             num_workers=workers,
         )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     if dist.is_main():
         print(folder / made["checkpoint"])
 

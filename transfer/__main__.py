@@ -8,18 +8,14 @@ Every command continues what was interrupted, and does nothing where it is alrea
 """
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from sslbench.command import errors_in_one_paragraph
 from sslbench.datasets import DataRoots
 from sslbench.stage import run_standalone
-
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 app = typer.Typer(
     help="Convert checkpoints to detector weights and fine-tune detectors from them.",
@@ -105,18 +101,6 @@ def _inspect(path: Path) -> dict[str, Any]:
         return checkpoint.inspect(path)
     model, metadata = load_weights(path)
     return {"path": str(path), "tensors": len(model), "digest": weights_digest(model), **metadata}
-
-
-@contextmanager
-def errors_in_one_paragraph() -> Iterator[None]:
-    """Show what the user can mend without a traceback."""
-    try:
-        yield
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,19 @@
+"""How a command ends: what a user can mend is one paragraph, not a traceback."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+@contextlib.contextmanager
+def errors_in_one_paragraph() -> Iterator[None]:
+    """Exit 1 with the message of a ``ValueError``, and 130 after an interruption."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to continue", file=sys.stderr)
+        sys.exit(INTERRUPTED)
