@@ -16,7 +16,8 @@ Layer = Annotated[str, Field(pattern=r"^layer[1-4](\.\d+)?$")]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1)]
 
 MAX_IDS = 256  # a stored label is one byte
-FIXED_SOURCES = ("crop", "grid")  # masks that need no network: made once, never refreshed
+# Masks that need no network: made once, never refreshed.
+FIXED_SOURCES = ("crop", "grid", "felzenszwalb", "boxes", "ground_truth")
 
 
 class ArchConfig(FrozenConfig):
@@ -52,9 +53,10 @@ class _KMeansConfig(FrozenConfig):
 class MaskConfig(_KMeansConfig):
     """Where masks come from (paper Sec. 3.3, Algorithm 1)."""
 
-    source: Literal["kmeans", "crop", "grid"] = "kmeans"
+    source: Literal["kmeans", "crop", "grid", "felzenszwalb", "boxes", "ground_truth"] = "kmeans"
     layers: Layers = ("layer2.2",)  # clustered features; the paper's "res2.b2"
     images_per_clustering: int = Field(default=16, ge=1)
+    refine: Literal["none", "crf"] = "none"  # of clustered labels (paper Table 2b)
 
 
 class ClusteringConfig(_KMeansConfig):
