@@ -3,6 +3,9 @@
 Shape letters: N rows, C channels.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
@@ -92,3 +95,19 @@ def _exchanged(norm: _BatchNorm) -> AllReduceBatchNorm:
     for old, new in zip(norm.parameters(), made.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     return made.train(norm.training)
+
+
+@contextlib.contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Forward passes within use batch statistics but leave the running ones as they are."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)

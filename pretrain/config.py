@@ -14,6 +14,7 @@ from sslbench.config import FrozenConfig, NotHashed
 Precision = Literal["auto", "fp32", "bf16"]  # of the networks' forward and backward passes
 Layer = Annotated[str, Field(pattern=r"^layer[1-4](\.\d+)?$")]
 Layers = Annotated[tuple[Layer, ...], Field(min_length=1)]
+FUSED = "fused"  # the map that masks are pooled from, in the place of a layer's name
 
 MAX_IDS = 256  # a stored label is one byte
 # Masks that need no network: made once, never refreshed.
@@ -35,8 +36,9 @@ class ArchConfig(FrozenConfig):
 
 
 class _KMeansConfig(FrozenConfig):
-    """Spherical k-means with a K drawn uniformly from a range, both ends included."""
+    """k-means with a K drawn uniformly from a range, both ends included."""
 
+    metric: Literal["cosine", "euclidean"] = "cosine"  # cosine: spherical k-means
     min_clusters: int = Field(default=2, ge=2, le=MAX_IDS)
     max_clusters: int = Field(default=256, ge=2, le=MAX_IDS)
     iterations: int = Field(default=20, gt=0)
@@ -65,10 +67,23 @@ class ClusteringConfig(_KMeansConfig):
     distance: Literal["vmf", "euclidean"] = "vmf"
     weight: float = Field(default=0.1, ge=0)  # lambda after the warm-up; within it 1
     kappa: float = Field(default=10.0, gt=0)
-    layer: Layer = "layer2.2"
+    layer: Layer | Literal["fused"] = "layer2.2"  # the bootstrapping layer, or the fused map
+    # Both views' prototypes from the target and the loss symmetric; or to the letter of Algorithm
+    # 2: the online network sees view 1 alone, the target view 2, each with prototypes of its own.
+    prototypes: Literal["target", "literal"] = "target"
     correspondence: Literal["aligned", "nearest"] = "aligned"
     warmup_clusters: int = Field(default=8, ge=2, le=MAX_IDS)
     images_per_group: int = Field(default=8, gt=0)
+    # After the warm-up: an update of its own, with fresh views of the same images (Algorithm 3).
+    separate_step: bool = False
+
+
+class ViewsConfig(FrozenConfig):
+    """Appearance of the views; everything else is BYOL's."""
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"  # antialiased; bilinear: not
+    # The factor multiplies the saturation; or it is added to it, as in the released code.
+    saturation: Literal["multiplied", "added"] = "multiplied"
 
 
 class CyborgsConfig(FrozenConfig):
@@ -77,18 +92,32 @@ class CyborgsConfig(FrozenConfig):
     name: Literal["cyborgs"] = "cyborgs"
     warmup_epochs: int = Field(default=5, ge=0)  # W: clustering loss alone
     refresh_masks_every: int = Field(default=100, ge=0)  # N; 0 = only once, after the warm-up
+    refresh_masks_at: Literal["start", "end"] = "start"  # of the epochs N, 2N, ...
     clustering_every: int = Field(default=5, ge=0)  # M; 0 = never after the warm-up
     contrast_layers: Layers = ("layer2", "layer3", "layer4")
     contrast_grid: int = Field(default=7, gt=0)  # cells along a side of the fused map
     fusion: Literal["average", "bilinear"] = "average"
+    normalise_layers: bool = False  # each layer's cells to unit length before they are joined
+    mask_ids: int = Field(default=MAX_IDS, ge=2, le=MAX_IDS)  # higher ids become 0
     masks_per_view: int = Field(default=16, gt=0)  # R
+    # With replacement from the masks that are present, the same for online and target; or without,
+    # absent masks filling up, and drawn for each network by itself, as the released code does.
+    sampling: Literal["present", "released"] = "present"
     hidden: int = Field(default=4096, gt=0)  # width of projector and predictor
     embedding: int = Field(default=256, gt=0)  # size of the vectors that are contrasted
+    mlp_norm: Literal["rows", "slots"] = "rows"  # BatchNorm over all rows, or per sampled mask
+    last_bias: bool = False  # of projector and predictor
     temperature: float = Field(default=0.1, gt=0)
     target_rate: float = Field(default=0.996, ge=0, le=1)  # tau at the start
     target_schedule: Literal["cosine", "constant"] = "cosine"  # cosine ends at 1
+    views: ViewsConfig = ViewsConfig()
     masks: MaskConfig = MaskConfig()
     clustering: ClusteringConfig = ClusteringConfig()
+
+    @property
+    def uniforms_per_view(self) -> int:
+        """Random numbers that the draw of a view's masks takes."""
+        return self.masks_per_view if self.sampling == "present" else 2 * self.mask_ids
 
     @model_validator(mode="after")
     def _schedule_fits_the_masks(self) -> Self:
@@ -98,6 +127,15 @@ class CyborgsConfig(FrozenConfig):
                 f"masks.source={self.masks.source!r} is there from the start and never changes: "
                 f"set warmup_epochs (now {self.warmup_epochs}) and refresh_masks_every "
                 f"(now {self.refresh_masks_every}) to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ids_suffice(self) -> Self:
+        if self.sampling == "released" and self.mask_ids < self.masks_per_view:
+            raise ValueError(
+                f"sampling='released' draws masks_per_view ({self.masks_per_view}) different ids "
+                f"of mask_ids ({self.mask_ids}): raise mask_ids or lower masks_per_view"
             )
         return self
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain import photometry
 from pretrain.losses.clustering import Geometry
 from pretrain.masks.store import MaskStore
-from pretrain.views import cut_image, cut_labels, draw_crop
+from pretrain.views import Interpolation, cut_image, cut_labels, draw_crop
 from sslbench import dist
 from sslbench.datasets import DataError, ImageList, decode_rgb
 from sslbench.rng import numpy_generator
@@ -58,6 +58,12 @@ class Batch:
         """Place of the part among the process's images of the step."""
         return slice(self.first, self.first + len(self.indices_B))
 
+    def updates(self, count: int) -> "list[Batch]":
+        """Share the views out to ``count`` updates."""
+        size = len(self.views) // count
+        starts = range(0, count * size, size)
+        return [replace(self, views=self.views[start : start + size]) for start in starts]
+
     def parts(self, count: int) -> "list[Batch]":
         """Cut into equal parts, one after the other."""
         size = len(self.indices_B) // count
@@ -76,7 +82,13 @@ class ViewSpec:
 
     recipes: tuple[photometry.Recipe, ...]  # one per view
     crop_size: int
-    num_uniforms: int  # R
+    num_uniforms: int  # per view and image
+    interpolation: Interpolation = "bicubic"
+    saturated: photometry.Saturation = "multiplied"
+
+    def times(self, count: int) -> "ViewSpec":
+        """Ask for the views of ``count`` updates, one after the other."""
+        return replace(self, recipes=self.recipes * count)
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,7 @@ class ViewDataset(Dataset[tuple[int, list[_Item]]]):
         if self.masks is not None:
             labels_SS = cut_labels(self.masks.read(index), image_HW3.shape[:2], crop, size)
         return _Item(
-            pixels_3SS=cut_image(image_HW3, crop, size),
+            pixels_3SS=cut_image(image_HW3, crop, size, self.spec.interpolation),
             labels_SS=labels_SS,
             box=crop.box(),
             flip=crop.flip,
@@ -203,14 +215,16 @@ def make_loader(
     return loader
 
 
-def to_device(batch: Batch, step: int, device: torch.device) -> Batch:
+def to_device(
+    batch: Batch, step: int, device: torch.device, saturated: photometry.Saturation = "multiplied"
+) -> Batch:
     """Move a batch to the device and give its views their appearance there."""
-    views = tuple(_view_to(view, device) for view in batch.views)
+    views = tuple(_view_to(view, device, saturated) for view in batch.views)
     return replace(batch, step=step, indices_B=batch.indices_B.to(device), views=views)
 
 
-def _view_to(view: View, device: torch.device) -> View:
-    images = photometry.apply(view.images_B3SS.to(device), view.draws.to(device))
+def _view_to(view: View, device: torch.device, saturated: photometry.Saturation) -> View:
+    images = photometry.apply(view.images_B3SS.to(device), view.draws.to(device), saturated)
     labels = view.labels_BSS
     return View(
         images_B3SS=images.contiguous(memory_format=torch.channels_last),

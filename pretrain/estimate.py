@@ -5,7 +5,7 @@ Shape letters: B images, S pixels along a side, R sampled masks.
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,7 @@ def estimate(
         torch.cuda.reset_peak_memory_stats(device)
     seconds = 0.0
     for plan, epochs in plans.items():
-        part = _seconds(method, batch, plan) * whole / measured
+        part = sum(_seconds(method, batch, p) for p in plan.updates) * whole / measured
         seconds += part * cfg.accumulate * steps_per_epoch * epochs
     gpu_gib = None
     if device.type == "cuda":
@@ -65,7 +65,7 @@ def estimate(
 def _kind(plan: EpochPlan) -> EpochPlan:
     """Make epochs that cost the same the same."""
     middle = sum(plan.clusters) // 2
-    return EpochPlan(False, plan.contrast, plan.clustering_weight, (middle, middle))
+    return replace(plan, refresh_masks=False, clusters=(middle, middle))
 
 
 def _seconds(method: nn.Module, batch: Batch, plan: EpochPlan) -> float:
@@ -94,7 +94,7 @@ def synthetic_batch(cfg: PretrainConfig, num_images: int, device: torch.device) 
         box_B4 = torch.tensor([[0, 0, size, size]] * num_images, dtype=torch.float64)
         flip_B = torch.zeros(num_images, dtype=torch.bool)
         uniforms_BR = torch.rand(
-            num_images, cfg.method.masks_per_view, generator=generator, dtype=torch.float64
+            num_images, cfg.method.uniforms_per_view, generator=generator, dtype=torch.float64
         )
         return View(
             images_B3SS=pixels_B3SS.contiguous(memory_format=torch.channels_last),

@@ -10,18 +10,29 @@ from torch import Tensor
 Mode = Literal["average", "bilinear"]
 
 
-def fuse(maps: Mapping[str, Tensor], layers: Sequence[str], grid: int, mode: Mode) -> Tensor:
+def fuse(
+    maps: Mapping[str, Tensor],
+    layers: Sequence[str],
+    grid: int,
+    mode: Mode,
+    *,
+    normalise: bool = False,
+) -> Tensor:
     """Resize the maps to grid x grid and concatenate their channels in the order of ``layers``.
 
     Args:
         maps: layer name -> (B, D, h, w).
         mode: how a finer map is reduced; a coarser one is always enlarged bilinearly. "average"
             sees every value, "bilinear" (antialiased) weighs them by a triangle.
+        normalise: scale each layer's cells to unit length before they are joined.
 
     Returns:
         (B, sum of channels, grid, grid).
     """
-    return torch.cat([_resize(maps[layer], grid, mode) for layer in layers], dim=1)
+    resized = [_resize(maps[layer], grid, mode) for layer in layers]
+    if normalise:
+        resized = [F.normalize(map_BDgg, dim=1) for map_BDgg in resized]
+    return torch.cat(resized, dim=1)
 
 
 def _resize(map_BDhw: Tensor, grid: int, mode: Mode) -> Tensor:

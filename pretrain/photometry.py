@@ -9,7 +9,7 @@ Shape letters: B images, S pixels along a side, n images of a subset.
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ BLUR_KERNEL, BLUR_SIGMA, BLUR_CROP = 23, (0.1, 2.0), 224  # for a 224-pixel crop
 SOLARIZE_THRESHOLD = 128 / 255
 
 Operation = Callable[[Tensor, Tensor], Tensor]
+Saturation = Literal["multiplied", "added"]
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,14 @@ class Draws:
 
 
 @torch.no_grad()
-def apply(pixels_B3SS: Tensor, draws: Draws) -> Tensor:
-    """Turn uint8 views into what the network sees: augmented, normalised float32."""
+def apply(pixels_B3SS: Tensor, draws: Draws, saturated: Saturation = "multiplied") -> Tensor:
+    """Turn uint8 views into what the network sees: augmented, normalised float32.
+
+    Args:
+        saturated: what the drawn factor does to the saturation.
+    """
     images = pixels_B3SS.float().div_(255).contiguous()
-    images = _jitter(images, draws)
+    images = _jitter(images, draws, saturation if saturated == "multiplied" else add_saturation)
     _update(images, draws.gray_B, lambda part, _: _luma(part).expand_as(part))
     _update(images, draws.sigma_B > 0, lambda part, rows: blur(part, draws.sigma_B[rows]))
     _update(images, draws.solarize_B, lambda part, _: solarize(part))
@@ -111,8 +116,8 @@ def _update(images: Tensor, chosen_B: Tensor, operation: Operation) -> None:
         images[rows] = operation(images[rows], rows)
 
 
-def _jitter(images: Tensor, draws: Draws) -> Tensor:
-    operations = (brightness, contrast, saturation, hue)
+def _jitter(images: Tensor, draws: Draws, saturate: Operation) -> Tensor:
+    operations = (brightness, contrast, saturate, hue)
     for position in range(4):
         for index, operation in enumerate(operations):
             chosen_B = draws.order_B4[:, position] == index
@@ -138,6 +143,22 @@ def contrast(images_n3SS: Tensor, factors_n: Tensor) -> Tensor:
 def saturation(images_n3SS: Tensor, factors_n: Tensor) -> Tensor:
     """Blend with the gray image."""
     return _luma(images_n3SS).lerp(images_n3SS, _column(factors_n)).clamp_(0, 1)
+
+
+def add_saturation(images_n3SS: Tensor, shifts_n: Tensor) -> Tensor:
+    """Add to the saturation of HSV; gray pixels turn red.
+
+    The released code's jitter: it takes a factor around 1 for a shift, so that every pixel ends
+    with a saturation of at least 0.8.
+    """
+    high, low = images_n3SS.amax(1, keepdim=True), images_n3SS.amin(1, keepdim=True)
+    spread = high - low
+    # How far each channel lies below the largest one, as a share of the spread.
+    depth = (high - images_n3SS) / spread.clamp(min=1e-12)
+    red = depth.new_tensor([0.0, 1.0, 1.0])[:, None, None]
+    depth = torch.where(spread > 0, depth, red)
+    saturation = spread / high.clamp(min=1e-12)
+    return high * (1 - (saturation + _column(shifts_n)).clamp(0, 1) * depth)
 
 
 def hue(images_n3SS: Tensor, shifts_n: Tensor) -> Tensor:

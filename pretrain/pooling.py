@@ -55,6 +55,31 @@ def sample_ids(cells_Bgg: Tensor, uniforms_BR: Tensor) -> Tensor:
     return torch.searchsorted(rank_BI, wanted_BR)
 
 
+def sample_different_ids(cells_Bgg: Tensor, uniforms_BI: Tensor, num_sampled: int) -> Tensor:
+    """Pick different mask ids, those present first and absent ones where they do not suffice.
+
+    The released code's draw: without replacement, absent ids weighing 1e-11 of a present one. The
+    pooled vector of an absent id is zero.
+
+    Args:
+        cells_Bgg: cell labels of one view.
+        uniforms_BI: random numbers in [0, 1), one per image and id.
+
+    Returns:
+        int64 (B, num_sampled).
+    """
+    num_ids = uniforms_BI.shape[1]
+    absent_BI = ~present_ids(cells_Bgg)[:, :num_ids]
+    return (uniforms_BI + absent_BI).argsort(dim=1)[:, :num_sampled]
+
+
+def merge_ids(labels_BHW: Tensor, num_ids: int) -> Tensor:
+    """Turn ids from ``num_ids`` on into 0."""
+    if num_ids >= NUM_IDS:
+        return labels_BHW
+    return labels_BHW.where(labels_BHW < num_ids, 0)
+
+
 def pool(features_BDgg: Tensor, cells_Bgg: Tensor, ids_BR: Tensor) -> Tensor:
     """Average the features of the cells that belong to each id (Eq. 1): (B, R, D)."""
     masks_BRC = (ids_BR[:, :, None] == cells_Bgg.flatten(1)[:, None, :]).to(features_BDgg.dtype)

@@ -1,7 +1,7 @@
 """Algorithm 3 of the paper, the learning rate and the target's rate, as pure functions of time."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pretrain.config import FIXED_SOURCES, CyborgsConfig, OptimizerConfig, ScheduleConfig
 
@@ -17,6 +17,14 @@ class EpochPlan:
     contrast: bool  # mask-dependent contrastive loss on
     clustering_weight: float  # 0 = no clustering loss, not computed
     clusters: tuple[int, int]  # range of K in the clustering loss, both ends included
+    separate: bool = False  # contrast and clustering in updates of their own
+
+    @property
+    def updates(self) -> "tuple[EpochPlan, ...]":
+        """The updates of one step, in order; each has views of its own."""
+        if not (self.separate and self.contrast and self.clustering_weight > 0):
+            return (self,)
+        return replace(self, clustering_weight=0.0), replace(self, contrast=False)
 
 
 def plan_epoch(cfg: CyborgsConfig, epoch: int) -> EpochPlan:
@@ -31,15 +39,17 @@ def plan_epoch(cfg: CyborgsConfig, epoch: int) -> EpochPlan:
         )
     first = epoch == cfg.warmup_epochs + 1
     return EpochPlan(
-        refresh_masks=first or _due(epoch, cfg.refresh_masks_every),
+        refresh_masks=first
+        or _due(epoch - (cfg.refresh_masks_at == "end"), cfg.refresh_masks_every),
         contrast=True,
         clustering_weight=clustering.weight if _due(epoch, cfg.clustering_every) else 0.0,
         clusters=(clustering.min_clusters, clustering.max_clusters),
+        separate=clustering.separate_step,
     )
 
 
 def _due(epoch: int, every: int) -> bool:
-    return every > 0 and epoch % every == 0
+    return every > 0 and epoch > 0 and epoch % every == 0
 
 
 def mask_epoch(cfg: CyborgsConfig, epoch: int) -> int | None:

@@ -123,11 +123,9 @@ class Run:
         masks = self.masks_for(epoch)
         asked = False
         meter = Meter(self.cfg.batch_size, self.place.device)
-        for batch in meter.timed(self.batches(epoch, masks)):
-            set_lr(self.optimizer, self.lr())
-            values = self.update(batch, plan, epoch)
+        for batch in meter.timed(self.batches(epoch, masks, len(plan.updates))):
+            values = self.take_step(batch, plan, epoch)
             self.step += 1
-            self.method.update_target(self.step / self.total_steps)
             asked = values.pop(STOP) > 0
             self.record(epoch, values, meter, bar)
             if asked:
@@ -140,6 +138,17 @@ class Run:
             self.log.info(f"asked to stop: saved after step {self.step}")
             dist.barrier()  # a launcher kills all once one is gone: not before the file is there
             raise KeyboardInterrupt
+
+    def take_step(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
+        """Do a step's updates one after the other; the loss is their sum."""
+        set_lr(self.optimizer, self.lr())
+        values: dict[str, float] = {}
+        loss = 0.0
+        for views, part in zip(batch.updates(len(plan.updates)), plan.updates, strict=True):
+            values |= self.update(views, part, epoch)
+            loss += values[LOSS]
+            self.method.update_target((self.step + 1) / self.total_steps)
+        return values | {LOSS: loss}
 
     def update(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
         """Take one optimizer step; return loss terms and monitors, averaged over the processes."""
@@ -191,12 +200,13 @@ class Run:
                 needed = estimate(throwaway, cfg, self.steps_per_epoch, self.place.device)
             self.log.info(str(needed))
 
-    def batches(self, epoch: int, masks: MaskStore | None) -> Iterator[Batch]:
+    def batches(self, epoch: int, masks: MaskStore | None, num_updates: int = 1) -> Iterator[Batch]:
         """The epoch's batches that are not done yet, on the device."""
+        spec = self.method.view_spec
         loader = make_loader(
             self.images,
             masks,
-            self.method.view_spec,
+            spec.times(num_updates),
             batch_size=self.cfg.batch_size,
             seed=self.cfg.seed,
             epoch=epoch,
@@ -204,7 +214,7 @@ class Run:
             num_workers=self.place.num_workers,
         )
         for step, batch in enumerate(loader, start=self.step):
-            yield to_device(batch, step, self.place.device)
+            yield to_device(batch, step, self.place.device, spec.saturated)
 
     def masks_for(self, epoch: int) -> MaskStore | None:
         """The masks that ``epoch`` uses, made now if this is the epoch that makes them."""
@@ -227,6 +237,7 @@ class Run:
             iterations=masks.iterations,
             seed=self.cfg.seed,
             epoch=epoch,
+            metric=masks.metric,
         )
         backbone = self.method.online_backbone
         with self.stop.now():  # it keeps its own parts

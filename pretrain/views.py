@@ -7,11 +7,14 @@ Shape letters: H x W pixels of the image, h x w cells of a stored label map, S o
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Interpolation = Literal["bicubic", "bilinear"]
 
 AREA = (0.08, 1.0)  # share of the image
 ASPECT = (3 / 4, 4 / 3)  # width over height
@@ -53,16 +56,23 @@ def _centre_crop(height: int, width: int, flip: bool) -> Crop:
     return Crop((width - w) // 2, (height - h) // 2, w, h, flip)
 
 
-def cut_image(image_HW3: np.ndarray, crop: Crop, size: int) -> Tensor:
-    """Crop, resize (antialiased bicubic) and flip: uint8 (3, S, S).
+def cut_image(
+    image_HW3: np.ndarray, crop: Crop, size: int, interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """Crop, resize and flip: uint8 (3, S, S).
 
     Args:
         image_HW3: uint8 RGB. Its interleaved layout is kept: resizing that is the fastest.
+        interpolation: antialiased bicubic, or bilinear without antialiasing (OpenCV's).
     """
     x0, y0, w, h = crop.box()
     cut_3hw = torch.from_numpy(image_HW3[y0 : y0 + h, x0 : x0 + w].copy()).permute(2, 0, 1)
     view = F.interpolate(
-        cut_3hw[None], (size, size), mode="bicubic", antialias=True, align_corners=False
+        cut_3hw[None],
+        (size, size),
+        mode=interpolation,
+        antialias=interpolation == "bicubic",
+        align_corners=False,
     )[0]
     return view.flip(2) if crop.flip else view
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pretrain.correspondence import OUTSIDE, corresponding_cells
-from pretrain.masks.kmeans import nearest, spherical_kmeans
+from pretrain.masks.kmeans import Metric, kmeans, nearest
 from sslbench import dist
 
 # (pixels_PD, prototypes_KD, owner_P) -> one distance per pixel.
@@ -63,11 +63,15 @@ class Pull:
 
 
 def cluster(
-    target_BDhw: Tensor, num_clusters: int, generator: torch.Generator, iterations: int
+    target_BDhw: Tensor,
+    num_clusters: int,
+    generator: torch.Generator,
+    iterations: int,
+    metric: Metric = "cosine",
 ) -> Prototypes:
     """Cluster the cells of one group of images."""
     points_ND = rows(target_BDhw.detach()).flatten(0, 1)
-    made = spherical_kmeans(points_ND, num_clusters, generator, iterations)
+    made = kmeans(points_ND, num_clusters, generator, iterations, metric)
     return Prototypes(made.centers_KD, made.labels_N.view(len(target_BDhw), -1))
 
 

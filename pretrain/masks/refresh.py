@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.masks.kmeans import MIN_NORM, PointsError, spherical_kmeans
+from pretrain.masks.kmeans import MIN_NORM, Metric, PointsError, kmeans
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
 from pretrain.photometry import normalise
 from sslbench import dist
@@ -41,6 +41,7 @@ class Bootstrap:
     iterations: int
     seed: int
     epoch: int
+    metric: Metric = "cosine"
 
 
 def refresh(
@@ -61,7 +62,7 @@ def refresh(
         "source": "kmeans",
         "images_id": images_id,
         "backbone": weights_id(backbone),
-        **asdict(settings),
+        **_said(settings),
     }
     if not _is_made(folder, manifest):
         parts_dir = folder.with_name(f"{folder.name}.partial")
@@ -76,6 +77,14 @@ def refresh(
             shutil.rmtree(parts_dir)
         dist.barrier()
     return MaskStore(folder, images_id)
+
+
+def _said(settings: Bootstrap) -> dict[str, Any]:
+    """Settings for the manifest; a default that came later is left out, so old masks stay good."""
+    table = asdict(settings)
+    if settings.metric == "cosine":
+        del table["metric"]
+    return table
 
 
 def weights_id(module: nn.Module) -> str:
@@ -162,18 +171,19 @@ def cluster_group(
     features, sizes = [], []
     for index in members:
         image_HW3 = decode_rgb(images.read(int(index)), images.name(int(index)))
-        features.append(_cell_features(backbone, image_HW3, settings.layers))
+        features.append(_cell_features(backbone, image_HW3, settings))
         sizes.append(image_HW3.shape[:2])
         if not bool(torch.isfinite(features[-1]).all()):
             raise PointsError(
                 f"{images.name(int(index))}: its features are not finite; the network has diverged"
             )
     points_ND = torch.cat(features)
-    made = spherical_kmeans(
+    made = kmeans(
         points_ND,
         num_clusters(settings, group),
         torch_generator(settings.seed, "mask kmeans", settings.epoch, group),
         settings.iterations,
+        settings.metric,
     )
     return {
         "members": np.asarray(members, np.int64),
@@ -183,14 +193,15 @@ def cluster_group(
     }
 
 
-def _cell_features(backbone: ResNet, image_HW3: np.ndarray, layers: tuple[str, ...]) -> Tensor:
-    """Unit feature vector of every stride-8 cell of an image, (h*w, D).
+def _cell_features(backbone: ResNet, image_HW3: np.ndarray, settings: Bootstrap) -> Tensor:
+    """Feature vector of every stride-8 cell of an image, (h*w, D).
 
-    Several layers are each resized to the grid and scaled to unit length, then joined.
+    Several layers are each resized to the grid and, for k-means by cosine, scaled to unit length,
+    then joined.
     """
     device = next(backbone.parameters()).device
     pixels_13HW = torch.from_numpy(image_HW3.copy()).to(device).permute(2, 0, 1)[None].float() / 255
-    names = [resolve_layer(layer, backbone.depth) for layer in layers]
+    names = [resolve_layer(layer, backbone.depth) for layer in settings.layers]
     maps = backbone.maps(normalise(pixels_13HW), names)
     grid = stored_size(*image_HW3.shape[:2])
     rows = []
@@ -198,8 +209,14 @@ def _cell_features(backbone: ResNet, image_HW3: np.ndarray, layers: tuple[str, .
         map_1Dhw = maps[name]
         if tuple(map_1Dhw.shape[-2:]) != grid:
             map_1Dhw = F.interpolate(map_1Dhw, grid, mode="bilinear", align_corners=False)
-        rows.append(F.normalize(map_1Dhw[0].flatten(1).T.float(), dim=1, eps=MIN_NORM))
-    return F.normalize(torch.cat(rows, dim=1), dim=1, eps=MIN_NORM)
+        row_ND = map_1Dhw[0].flatten(1).T.float()
+        rows.append(row_ND if settings.metric == "euclidean" else _unit(row_ND))
+    points_ND = torch.cat(rows, dim=1)
+    return points_ND if settings.metric == "euclidean" else _unit(points_ND)
+
+
+def _unit(rows_ND: Tensor) -> Tensor:
+    return F.normalize(rows_ND, dim=1, eps=MIN_NORM)
 
 
 def _in_image_order(parts_dir: Path, num_groups: int) -> Iterator[MaskEntry]:

@@ -146,7 +146,7 @@ def test_bf16_runs_the_networks_only(tiny, batch, monkeypatch):
     for where, name in (
         (cyborgs_module, "pool"),
         (cyborgs_module, "detcon_loss"),
-        (losses, "spherical_kmeans"),
+        (losses, "kmeans"),
     ):
         original = getattr(where, name)
 
@@ -182,7 +182,7 @@ def test_online_and_target_pool_the_same_ids(tiny, batch, monkeypatch):
 
 def test_the_same_step_draws_the_same_clusters_and_another_step_others(tiny, batch):
     method = build(tiny)
-    drawn = [method._num_clusters(step, 0, (2, 256)) for step in (1, 1, 2, 3, 4)]
+    drawn = [method.consistency.num_clusters(step, 0, (2, 256)) for step in (1, 1, 2, 3, 4)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn[1:])) > 1
 

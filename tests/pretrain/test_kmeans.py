@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.masks.kmeans import PointsError, spherical_kmeans
+from pretrain.masks.kmeans import PointsError, kmeans
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -29,43 +29,64 @@ def slow_kmeans(points, start, iterations):
 def test_agrees_with_the_loops():
     points = torch.randn(60, 4, generator=_generator(3))
     start = torch.randperm(60, generator=_generator(5))[:4]
-    made = spherical_kmeans(points, 4, _generator(5), iterations=6)
+    made = kmeans(points, 4, _generator(5), iterations=6)
     centers, labels = slow_kmeans(points, start, iterations=6)
     assert torch.equal(made.labels_N, labels)
     assert torch.allclose(made.centers_KD.double(), centers, atol=1e-5)
 
 
+def test_euclidean_agrees_with_the_loops():
+    """Points of very different lengths: the directions alone would cluster otherwise."""
+    points = torch.randn(60, 3, generator=_generator(3)) * torch.rand(60, 1).mul(9).add(1)
+    start = torch.randperm(60, generator=_generator(5))[:4]
+    made = kmeans(points, 4, _generator(5), 6, "euclidean")
+    centers = points[start].double()
+    for step in range(7):
+        distances = [[(p - c).norm().item() for c in centers] for p in points.double()]
+        labels = torch.tensor([row.index(min(row)) for row in distances])
+        if step < 6:
+            centers = torch.stack([points[labels == k].double().mean(0) for k in range(4)])
+    assert torch.equal(made.labels_N, labels)
+    assert torch.allclose(made.centers_KD.double(), centers, atol=1e-5)
+
+
+def test_euclidean_refills_empty_clusters_without_nan():
+    points = torch.cat([torch.zeros(30, 4), torch.eye(4)[:1] * 7])
+    made = kmeans(points, 5, _generator(), metric="euclidean")
+    assert torch.isfinite(made.centers_KD).all() and len(made.centers_KD) == 5
+
+
 def test_separate_directions_become_separate_clusters():
     centers = torch.eye(8)[:4] * 5
     points = centers.repeat_interleave(25, 0) + 0.1 * torch.randn(100, 8, generator=_generator(1))
-    made = spherical_kmeans(points, 4, _generator(2))
+    made = kmeans(points, 4, _generator(2))
     groups = made.labels_N.view(4, 25)
     assert all(len(group.unique()) == 1 for group in groups)
 
 
 def test_a_seed_gives_the_same_clusters_again():
     points = torch.randn(200, 6, generator=_generator(1))
-    first, second = (spherical_kmeans(points, 10, _generator(7)) for _ in range(2))
+    first, second = (kmeans(points, 10, _generator(7)) for _ in range(2))
     assert torch.equal(first.labels_N, second.labels_N)
     assert torch.equal(first.centers_KD, second.centers_KD)
 
 
 def test_fewer_points_than_clusters_give_one_cluster_each():
-    made = spherical_kmeans(torch.eye(3), 8, _generator())
+    made = kmeans(torch.eye(3), 8, _generator())
     assert len(made.centers_KD) == 3
     assert sorted(made.labels_N.tolist()) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("points", [torch.ones(20, 4), torch.zeros(20, 4)], ids=["equal", "zero"])
 def test_points_without_any_difference_leave_no_nan(points):
-    made = spherical_kmeans(points, 5, _generator())
+    made = kmeans(points, 5, _generator())
     assert len(made.centers_KD) == 5
     assert torch.isfinite(made.centers_KD).all()
 
 
 def test_zero_rows_share_one_cluster():
     points = torch.cat([torch.zeros(6, 3), torch.eye(3).repeat(4, 1)])
-    made = spherical_kmeans(points, 3, _generator(4))
+    made = kmeans(points, 3, _generator(4))
     assert len(made.labels_N[:6].unique()) == 1
 
 
@@ -77,7 +98,7 @@ def test_empty_clusters_are_refilled():
             torch.eye(4)[1:2] + 0.3 * torch.randn(9, 4, generator=_generator(0)),
         ]
     )
-    made = spherical_kmeans(points, 3, _generator(1))
+    made = kmeans(points, 3, _generator(1))
     assert torch.isfinite(made.centers_KD).all()
     assert len(made.labels_N.unique()) >= 2
 
@@ -86,7 +107,7 @@ def test_the_objective_does_not_fall_with_more_iterations():
     points = F.normalize(torch.randn(300, 8, generator=_generator(9)), dim=1)
 
     def objective(iterations):
-        made = spherical_kmeans(points, 12, _generator(3), iterations)
+        made = kmeans(points, 12, _generator(3), iterations)
         return (points * made.centers_KD[made.labels_N]).sum(1).mean().item()
 
     values = [objective(n) for n in (0, 1, 3, 10, 20)]
@@ -97,4 +118,4 @@ def test_features_that_are_not_finite_are_refused():
     points = torch.ones(4, 2)
     points[2, 0] = torch.nan
     with pytest.raises(PointsError, match="not finite"):
-        spherical_kmeans(points, 2, _generator())
+        kmeans(points, 2, _generator())

@@ -1,5 +1,7 @@
 """Colour operations against torchvision's, and their invariances."""
 
+import colorsys
+
 import numpy as np
 import pytest
 import torch
@@ -106,3 +108,16 @@ def test_probabilities_are_those_of_the_paper():
     low, high = draws.factors_B4.amin(0).tolist(), draws.factors_B4.amax(0).tolist()
     assert low == pytest.approx([0.6, 0.6, 0.8, -0.1], abs=0.01)
     assert high == pytest.approx([1.4, 1.4, 1.2, 0.1], abs=0.01)
+
+
+def test_added_saturation_turns_gray_red_and_agrees_with_hsv():
+    gray = torch.full((1, 3, 1, 1), 128 / 255)
+    assert (photometry.add_saturation(gray, torch.ones(1)) * 255).flatten().tolist() == [128, 0, 0]
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    shifts = torch.tensor([0.3, -0.2])
+    out = photometry.add_saturation(images, shifts)
+    for n, shift in enumerate(shifts.tolist()):
+        for pixel, made in zip(images[n].flatten(1).T, out[n].flatten(1).T, strict=True):
+            h, s, v = colorsys.rgb_to_hsv(*pixel.tolist())
+            expected = colorsys.hsv_to_rgb(h, min(max(s + shift, 0), 1), v)
+            assert made.tolist() == pytest.approx(expected, abs=1e-5)

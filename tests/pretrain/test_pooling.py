@@ -5,7 +5,13 @@ from collections import Counter
 import pytest
 import torch
 
-from pretrain.pooling import majority_labels, pool, sample_ids
+from pretrain.pooling import (
+    majority_labels,
+    merge_ids,
+    pool,
+    sample_different_ids,
+    sample_ids,
+)
 
 
 def slow_majority(labels, grid):
@@ -71,3 +77,29 @@ def test_pooling_agrees_with_the_loops():
             ]
             expected = torch.stack(inside).mean(0) if inside else torch.zeros(5).double()
             assert torch.allclose(pooled[b, r], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_different_ids_agree_with_the_loops(seed: int):
+    """Present ids in the order of their random numbers, then absent ones in theirs."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randint(9, (3, 2, 2), generator=generator)
+    uniforms = torch.rand(3, 9, generator=generator, dtype=torch.float64)
+    ids = sample_different_ids(cells, uniforms, num_sampled=6)
+    for b in range(3):
+        present = set(cells[b].flatten().tolist())
+        order = sorted(range(9), key=lambda i: (i not in present, uniforms[b, i].item()))
+        assert ids[b].tolist() == order[:6]
+
+
+def test_an_absent_mask_pools_to_zero():
+    cells, features = torch.zeros(1, 2, 2, dtype=torch.long), torch.ones(1, 3, 2, 2)
+    ids = sample_different_ids(cells, torch.rand(1, 5), num_sampled=2)
+    assert ids[0, 0] == 0
+    assert pool(features, cells, ids)[0].tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_merging_turns_high_ids_into_zero_and_leaves_256_alone():
+    labels = torch.tensor([[[3, 80], [81, 255]]], dtype=torch.uint8)
+    assert merge_ids(labels, 81).tolist() == [[[3, 80], [0, 0]]]
+    assert merge_ids(labels, 256) is labels

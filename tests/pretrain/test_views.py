@@ -1,5 +1,7 @@
 """Crops against torchvision, labels against a lookup pixel by pixel."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,20 @@ def test_image_equals_torchvision(flip: bool):
     expected = reference.horizontal_flip(expected) if flip else expected
     difference = (cut_image(image, crop, 32).int() - expected.int()).abs()
     assert difference.max() <= 1
+
+
+def test_bilinear_looks_at_the_four_nearest_pixels_only():
+    image, crop = _image(40, 40), Crop(4, 8, 30, 24, False)
+    view = cut_image(image, crop, 6, "bilinear")
+    for r in range(6):
+        for c in range(6):
+            y, x = (r + 0.5) * 24 / 6 - 0.5, (c + 0.5) * 30 / 6 - 0.5
+            top, left = math.floor(y), math.floor(x)
+            expected = np.zeros(3)
+            for row, down in ((top, 1 - (y - top)), (top + 1, y - top)):
+                for column, right in ((left, 1 - (x - left)), (left + 1, x - left)):
+                    expected += down * right * image[8 + row, 4 + column]
+            assert np.abs(view[:, r, c].numpy() - expected).max() <= 1
 
 
 @pytest.mark.parametrize("seed", range(6))
