@@ -63,10 +63,18 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images_per_group", [2, 3])
-def test_two_processes_give_the_loss_curve_of_one(images_per_group, config, image_dir, tmp_path):
+@pytest.mark.parametrize(
+    "clustering",
+    [
+        {"images_per_group": 2},
+        {"images_per_group": 3},
+        {"images_per_group": 3, "prototypes": "literal", "separate_step": True},
+    ],
+    ids=["within", "across", "literal"],
+)
+def test_two_processes_give_the_loss_curve_of_one(clustering, config, image_dir, tmp_path):
     """Groups of 2 images lie within a process, groups of 3 span them; BatchNorm sees all 8."""
-    clustering = {"max_clusters": 8, "images_per_group": images_per_group, "iterations": 4}
+    clustering = {"max_clusters": 8, "iterations": 4, **clustering}
     path = config(20, {**GRID, "clustering_every": 2, "clustering": clustering})
     for processes in (1, 2):
         run(processes, path, image_dir, tmp_path / str(processes), "double")
