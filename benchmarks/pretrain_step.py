@@ -94,7 +94,7 @@ def main(
     cfg = PretrainConfig.model_validate({"batch_size": batch, "precision": precision})
     where = torch.device(device)
     method = build(cfg).to(where, memory_format=torch.channels_last).train()
-    data = synthetic_batch(cfg, batch, where)
+    data = synthetic_batch(method.view_spec, batch, where)
     variants = {
         "bare network": bare_step(method, cfg, data),
         "plain": full_step(method, cfg, data, PLAIN),

@@ -86,7 +86,14 @@ class ViewsConfig(FrozenConfig):
     saturation: Literal["multiplied", "added"] = "multiplied"
 
 
-class CyborgsConfig(FrozenConfig):
+class MethodConfig(FrozenConfig):
+    """The keys of a method. A method without masks answers as it stands here."""
+
+    def require_fit(self, crop_size: int, epochs: int) -> None:
+        """Raise ``ValueError`` where the keys do not fit the run."""
+
+
+class CyborgsConfig(MethodConfig):
     """CYBORGS: contrast over bootstrapped masks, plus clustering consistency."""
 
     name: Literal["cyborgs"] = "cyborgs"
@@ -138,6 +145,28 @@ class CyborgsConfig(FrozenConfig):
                 f"of mask_ids ({self.mask_ids}): raise mask_ids or lower masks_per_view"
             )
         return self
+
+    def require_fit(self, crop_size: int, epochs: int) -> None:
+        """Refuse a grid of broken cells and milestones beyond the end."""
+        if crop_size % self.contrast_grid:
+            raise ValueError(
+                f"crop_size {crop_size} is no multiple of method.contrast_grid "
+                f"{self.contrast_grid}: label cells must be whole pixels"
+            )
+        if self.warmup_epochs >= epochs:
+            raise ValueError(
+                f"method.warmup_epochs {self.warmup_epochs} leaves no contrastive epoch of {epochs}"
+            )
+        if self.refresh_masks_every > epochs:
+            raise ValueError(
+                f"method.refresh_masks_every {self.refresh_masks_every} lies beyond the last "
+                f"epoch {epochs}; 0 means: only once, after the warm-up"
+            )
+        if self.clustering_every > epochs:
+            raise ValueError(
+                f"method.clustering_every {self.clustering_every} lies beyond the last "
+                f"epoch {epochs}; 0 means: never after the warm-up"
+            )
 
 
 class _StepConfig(FrozenConfig):
@@ -228,27 +257,7 @@ class PretrainConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        method, epochs = self.method, self.schedule.epochs
-        if self.crop_size % method.contrast_grid:
-            raise ValueError(
-                f"crop_size {self.crop_size} is no multiple of method.contrast_grid "
-                f"{method.contrast_grid}: label cells must be whole pixels"
-            )
-        if method.warmup_epochs >= epochs:
-            raise ValueError(
-                f"method.warmup_epochs {method.warmup_epochs} leaves no contrastive epoch "
-                f"of {epochs}"
-            )
-        if method.refresh_masks_every > epochs:
-            raise ValueError(
-                f"method.refresh_masks_every {method.refresh_masks_every} lies beyond the last "
-                f"epoch {epochs}; 0 means: only once, after the warm-up"
-            )
-        if method.clustering_every > epochs:
-            raise ValueError(
-                f"method.clustering_every {method.clustering_every} lies beyond the last "
-                f"epoch {epochs}; 0 means: never after the warm-up"
-            )
+        self.method.require_fit(self.crop_size, self.schedule.epochs)
         return self
 
 

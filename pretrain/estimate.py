@@ -13,13 +13,14 @@ from torch import nn
 
 from pretrain import photometry
 from pretrain.config import PretrainConfig
-from pretrain.data import Batch, View
+from pretrain.data import Batch, View, ViewSpec
 from pretrain.losses.clustering import Geometry
 from pretrain.schedule import EpochPlan, plan_epoch
 from sslbench import dist
 
 CPU_PIXELS = 8 * 224 * 224  # measured at a time on the CPU, where time is proportional from there
-MASKS_PRESENT = 20  # per image, blocks of random labels
+MASKS_PRESENT = 20  # ids among which the blocks of an image draw theirs
+BLOCKS = 7  # along a side of a view
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def estimate(
     whole = cfg.batch_size // (dist.world_size() * cfg.accumulate)
     fitting = max(2, CPU_PIXELS // cfg.crop_size**2)
     measured = whole if device.type == "cuda" else min(whole, fitting)
-    batch = synthetic_batch(cfg, measured, device)
+    batch = synthetic_batch(method.view_spec, measured, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     seconds = 0.0
@@ -82,19 +83,19 @@ def _seconds(method: nn.Module, batch: Batch, plan: EpochPlan) -> float:
     return min(found)
 
 
-def synthetic_batch(cfg: PretrainConfig, num_images: int, device: torch.device) -> Batch:
+def synthetic_batch(spec: ViewSpec, num_images: int, device: torch.device) -> Batch:
     """Random pixels with blocks of random labels, so that masks have sizes as real ones have."""
     generator = torch.Generator().manual_seed(0)
-    size, grid = cfg.crop_size, cfg.method.contrast_grid
+    size = spec.crop_size
 
     def view() -> View:
         pixels_B3SS = torch.rand(num_images, 3, size, size, generator=generator).to(device)
-        blocks = torch.randint(MASKS_PRESENT, (num_images, 1, grid, grid), generator=generator)
+        blocks = torch.randint(MASKS_PRESENT, (num_images, 1, BLOCKS, BLOCKS), generator=generator)
         labels_BSS = F.interpolate(blocks.float(), (size, size))[:, 0].to(device, torch.uint8)
         box_B4 = torch.tensor([[0, 0, size, size]] * num_images, dtype=torch.float64)
         flip_B = torch.zeros(num_images, dtype=torch.bool)
         uniforms_BR = torch.rand(
-            num_images, cfg.method.uniforms_per_view, generator=generator, dtype=torch.float64
+            num_images, spec.num_uniforms, generator=generator, dtype=torch.float64
         )
         return View(
             images_B3SS=pixels_B3SS.contiguous(memory_format=torch.channels_last),
@@ -104,4 +105,5 @@ def synthetic_batch(cfg: PretrainConfig, num_images: int, device: torch.device) 
             uniforms_BR=uniforms_BR.to(device),
         )
 
-    return Batch(step=0, indices_B=torch.arange(num_images), views=(view(), view()))
+    views = tuple(view() for _ in spec.recipes)
+    return Batch(step=0, indices_B=torch.arange(num_images), views=views)

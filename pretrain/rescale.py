@@ -6,12 +6,13 @@ from typing import Any
 
 PAPER_EPOCHS = 800
 # Milestones and what they are where a config does not say: the paper's, for 800 epochs.
-PAPER_MILESTONES: dict[tuple[str, str], Any] = {
-    ("method", "warmup_epochs"): 5,
-    ("method", "refresh_masks_every"): 100,
+SCHEDULE_MILESTONES: dict[tuple[str, str], Any] = {
     ("schedule", "lr_warmup_epochs"): 10,
     ("schedule", "lr_drops"): (768, 784),
     ("schedule", "keep_epochs"): (5, 25, 50, 100, 200, 500, 800),
+}
+METHOD_MILESTONES: dict[str, dict[tuple[str, str], Any]] = {
+    "cyborgs": {("method", "warmup_epochs"): 5, ("method", "refresh_masks_every"): 100}
 }
 
 
@@ -38,12 +39,18 @@ def rescaled(table: Mapping[str, Any]) -> dict[str, Any]:
     if type(written_for) is not int or written_for < 1:
         raise ValueError(f"schedule.milestones_of must be epochs above 0, got {written_for!r}")
     if wanted and type(epochs) is int and epochs > 0:
-        for (part, key), default in PAPER_MILESTONES.items():
+        for (part, key), default in _milestones(table).items():
             section = table.setdefault(part, {})
             if isinstance(section, dict):
                 section[key] = _moved(section.get(key, default), epochs / written_for)
         _keep_inside(table["schedule"], epochs)
     return table
+
+
+def _milestones(table: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    method = table.get("method", {})
+    name = method.get("name", "cyborgs") if isinstance(method, dict) else ""
+    return SCHEDULE_MILESTONES | METHOD_MILESTONES.get(name, {})
 
 
 def _moved(value: Any, factor: float) -> Any:

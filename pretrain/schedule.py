@@ -3,7 +3,13 @@
 import math
 from dataclasses import dataclass, replace
 
-from pretrain.config import FIXED_SOURCES, CyborgsConfig, OptimizerConfig, ScheduleConfig
+from pretrain.config import (
+    FIXED_SOURCES,
+    CyborgsConfig,
+    MethodConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 REFERENCE_BATCH = 64  # the batch that ``optimizer.lr`` is given for
 WARMUP_START = 0.01  # fraction of the learning rate in the very first step
@@ -27,10 +33,17 @@ class EpochPlan:
         return replace(self, clustering_weight=0.0), replace(self, contrast=False)
 
 
-def plan_epoch(cfg: CyborgsConfig, epoch: int) -> EpochPlan:
+EVERY_EPOCH_ALIKE = EpochPlan(  # of a method without masks
+    refresh_masks=False, contrast=True, clustering_weight=0.0, clusters=(0, 0)
+)
+
+
+def plan_epoch(cfg: MethodConfig, epoch: int) -> EpochPlan:
     """Say what ``epoch`` (from 1) does: warm-up, refresh, contrast, periodic clustering."""
     if epoch < 1:
         raise ValueError(f"epochs count from 1, got {epoch}")
+    if not isinstance(cfg, CyborgsConfig):
+        return EVERY_EPOCH_ALIKE
     clustering = cfg.clustering
     if epoch <= cfg.warmup_epochs:
         warmup = (clustering.warmup_clusters, clustering.warmup_clusters)
@@ -52,9 +65,9 @@ def _due(epoch: int, every: int) -> bool:
     return every > 0 and epoch > 0 and epoch % every == 0
 
 
-def mask_epoch(cfg: CyborgsConfig, epoch: int) -> int | None:
-    """Epoch whose refresh made the masks that ``epoch`` uses; None in the warm-up."""
-    for candidate in range(epoch, cfg.warmup_epochs, -1):
+def mask_epoch(cfg: MethodConfig, epoch: int) -> int | None:
+    """Epoch whose refresh made the masks that ``epoch`` uses; None while there are none."""
+    for candidate in range(epoch, 0, -1):
         if plan_epoch(cfg, candidate).refresh_masks:
             return candidate
     return None

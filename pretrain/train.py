@@ -37,7 +37,6 @@ from pretrain.schedule import (
     mask_epoch,
     needs_calibration,
     plan_epoch,
-    target_rate_at,
 )
 from sslbench import dist
 from sslbench.catalog import lookup
@@ -147,7 +146,7 @@ class Run:
         for views, part in zip(batch.updates(len(plan.updates)), plan.updates, strict=True):
             values |= self.update(views, part, epoch)
             loss += values[LOSS]
-            self.method.update_target((self.step + 1) / self.total_steps)
+            values |= self.method.update_target((self.step + 1) / self.total_steps)
         return values | {LOSS: loss}
 
     def update(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
@@ -180,7 +179,7 @@ class Run:
         """Say before the first step what the run will do, how long and in how much memory."""
         cfg, schedule = self.cfg, self.cfg.schedule
         plans = {e: plan_epoch(cfg.method, e) for e in range(1, schedule.epochs + 1)}
-        warmup = sum(not plan.contrast for plan in plans.values())
+        refreshed = [e for e, plan in plans.items() if plan.refresh_masks]
         trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
         drops = f"drops at {_listed(schedule.lr_drops)}"
         self.log.info(
@@ -189,11 +188,15 @@ class Run:
             f"{self.total_steps} steps; {trained / 1e6:.1f} M weights; {self.place.device}"
         )
         self.log.info(
-            f"warm-up {warmup} epochs; masks from {cfg.method.masks.source} before epochs "
-            f"{_listed(e for e, plan in plans.items() if plan.refresh_masks)}; learning rate "
-            f"{'cosine' if schedule.lr_shape == 'cosine' else drops} after "
+            f"learning rate {'cosine' if schedule.lr_shape == 'cosine' else drops} after "
             f"{schedule.lr_warmup_epochs:g} epochs; kept epochs {_listed(schedule.keep_epochs)}"
         )
+        if refreshed:
+            warmup = sum(not plan.contrast for plan in plans.values())
+            self.log.info(
+                f"warm-up {warmup} epochs; masks from {cfg.method.masks.source} before epochs "
+                f"{_listed(refreshed)}"
+            )
         if self.step == 0:
             with out_of_memory_explained(cfg):
                 throwaway = copy.deepcopy(self.method)
@@ -269,7 +272,6 @@ class Run:
             epoch=epoch,
             **values,
             lr=self.optimizer.param_groups[0]["lr"],
-            target_rate=target_rate_at(self.cfg.method, self.step / self.total_steps),
             **meter.rates(),
         )
         bar.advance(1, epoch=f"{epoch}/{self.cfg.schedule.epochs}", loss=values[LOSS])

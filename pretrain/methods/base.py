@@ -42,5 +42,9 @@ class Method(Protocol):
     def __call__(self, part: Batch, prepared: Any, plan: EpochPlan) -> StepOutput:
         """Compute what one part adds to the loss terms of this process's images."""
 
-    def update_target(self, progress: float) -> None:
-        """Follow the optimizer's step; ``progress`` is the share of all steps done."""
+    def update_target(self, progress: float) -> dict[str, float]:
+        """Follow the optimizer's step; ``progress`` is the share of all steps done.
+
+        Returns:
+            What is worth logging about it.
+        """

@@ -174,11 +174,12 @@ class Cyborgs(nn.Module):
         return StepOutput(terms, monitors)
 
     @torch.no_grad()
-    def update_target(self, progress: float) -> None:
+    def update_target(self, progress: float) -> dict[str, float]:
         """Move the target's parameters towards the online network's."""
         rate = target_rate_at(self.cfg, progress)
         update_average(self.target.backbone, self.online.backbone, rate)
         update_average(self.target.projector, self.online.projector, rate)
+        return {"target_rate": rate}
 
     def _wanted(self, plan: EpochPlan, view: int, *, of_target: bool) -> list[str]:
         """Maps that a network has to make of a view."""

@@ -45,7 +45,7 @@ def test_it_really_steps(tiny):
 
 
 def test_the_synthetic_batch_is_one_of_the_configs(tiny):
-    batch = synthetic_batch(tiny, 3, CPU)
+    batch = synthetic_batch(build(tiny).view_spec, 3, CPU)
     for view in batch.views:
         assert view.images_B3SS.shape == (3, 3, 32, 32)
         assert view.labels_BSS.shape == (3, 32, 32) and view.labels_BSS.dtype == torch.uint8
