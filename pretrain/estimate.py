@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain import photometry
 from pretrain.config import PretrainConfig
@@ -28,12 +28,13 @@ class Estimate:
     """What a whole run takes; making masks and waiting for data come on top."""
 
     hours: float
-    gpu_gib: float | None  # of the largest step, with gradients but without optimizer state
+    gib: float  # that one process holds in its largest step, without optimizer state
+    device: str  # "cpu" or "cuda"
 
     def __str__(self) -> str:
-        memory = "" if self.gpu_gib is None else f", {self.gpu_gib:.1f} GiB of GPU memory"
+        kind = "GPU memory" if self.device == "cuda" else "memory"
         time = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.1f} minutes"
-        return f"about {time} of steps{memory}, besides masks and data"
+        return f"about {time} of steps, {self.gib:.1f} GiB of {kind}, besides masks and data"
 
 
 def estimate(
@@ -52,15 +53,41 @@ def estimate(
     batch = synthetic_batch(method.view_spec, measured, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = 0.0
+    seconds, kept_per_image = 0.0, 0.0
     for plan, epochs in plans.items():
         part = sum(_seconds(method, batch, p) for p in plan.updates) * whole / measured
         seconds += part * cfg.accumulate * steps_per_epoch * epochs
-    gpu_gib = None
+        if device.type != "cuda":
+            found = [_kept_per_image(method, p) for p in plan.updates]
+            kept_per_image = max(kept_per_image, *found)
+    held = _parameter_bytes(method) + kept_per_image * whole
     if device.type == "cuda":
-        gpu_gib = torch.cuda.max_memory_allocated(device) / 2**30
+        held = torch.cuda.max_memory_allocated(device)
         torch.cuda.empty_cache()
-    return Estimate(seconds / 3600, gpu_gib)
+    return Estimate(seconds / 3600, held / 2**30, device.type)
+
+
+def _parameter_bytes(method: nn.Module) -> int:
+    """Of all weights, and of the gradients of those that are trained."""
+    return sum(p.nbytes * (1 + p.requires_grad) for p in method.parameters())
+
+
+def _kept_per_image(method: nn.Module, plan: EpochPlan) -> float:
+    """Bytes that a forward pass keeps for the backward pass; the CPU has no meter for it."""
+    images = 2  # the fewest that BatchNorm takes
+    batch = synthetic_batch(method.view_spec, images, next(method.parameters()).device)
+    weights = {p.data_ptr() for p in method.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = method(batch, method.prepare([batch], plan), plan)  # noqa: F841, holds the graph
+    return sum(kept.values()) / images
 
 
 def _kind(plan: EpochPlan) -> EpochPlan:

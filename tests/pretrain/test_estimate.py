@@ -26,7 +26,7 @@ def test_every_kind_of_epoch_counts_as_often_as_it_comes(tiny, monkeypatch):
         found = estimate(build(cfg), cfg, steps_per_epoch=100, device=CPU)
         parts = cfg.accumulate
         assert found.hours * 3600 == pytest.approx(100 * parts * (1 + 7 + 2 * 3))
-        assert found.gpu_gib is None
+        assert found.device == "cpu"
 
 
 def test_a_batch_too_large_for_the_trial_is_scaled_up(tiny, monkeypatch):
@@ -34,6 +34,20 @@ def test_a_batch_too_large_for_the_trial_is_scaled_up(tiny, monkeypatch):
     monkeypatch.setattr(estimate_module, "_seconds", lambda *_: 1.0)
     found = estimate(build(tiny), tiny, steps_per_epoch=1, device=CPU)
     assert found.hours * 3600 == pytest.approx(4 * 2)  # epochs x (4 images for 2)
+
+
+def test_memory_grows_with_the_images_and_holds_the_weights(tiny):
+    method = build(tiny)
+    few, many = (
+        estimate(method, tiny.model_copy(update={"batch_size": n}), 1, CPU).gib * 2**30
+        for n in (4, 8)
+    )
+    trained = [p for p in method.parameters() if p.requires_grad]
+    weights = sum(p.nbytes for p in method.parameters()) + sum(p.nbytes for p in trained)
+    assert many - weights == pytest.approx(2 * (few - weights), rel=0.05)
+    # At least the first convolution's output, of both views, in float32.
+    stem = 2 * 4 * 8 * 16 * 16 * 4
+    assert few - weights > stem
 
 
 def test_it_really_steps(tiny):
@@ -55,8 +69,8 @@ def test_the_synthetic_batch_is_one_of_the_configs(tiny):
 @pytest.mark.parametrize(
     ("found", "text"),
     [
-        (Estimate(0.05, None), "about 3.0 minutes of steps, besides masks and data"),
-        (Estimate(26.5, 7.25), "about 26.5 hours of steps, 7.2 GiB of GPU memory, besides"),
+        (Estimate(0.05, 1.04, "cpu"), "about 3.0 minutes of steps, 1.0 GiB of memory, besides"),
+        (Estimate(26.5, 7.25, "cuda"), "about 26.5 hours of steps, 7.2 GiB of GPU memory, besides"),
     ],
 )
 def test_it_reads_as_a_person_would_say_it(found, text):
