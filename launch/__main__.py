@@ -21,6 +21,8 @@ from launch.tables import branches, print_table
 from sslbench.command import INTERRUPTED
 from sslbench.datasets import DataRoots
 
+MAX_PLACES = 6  # named of those that lack the same data
+
 app = typer.Typer(
     help="Plan, run and report a suite: rows (backbones) x tasks x seeds.",
     no_args_is_help=True,
@@ -169,10 +171,15 @@ def status(
 
 def _say_missing(planned: Planned, console: Console) -> None:
     """Name the cells without a stage, and of each reason the first line."""
+    reasons: dict[str, list[str]] = {}
     for item in planned.missing:
-        places = ", ".join(f"{cell.row} on {cell.task}" for cell in item.cells)
         reason = str(item.error).splitlines()[0]
-        console.print(Text(f"not planned: {places}: {reason}"), soft_wrap=True)
+        reasons.setdefault(reason, []).extend(cell.place for cell in item.cells)
+    for reason, places in reasons.items():
+        named = ", ".join(places[:MAX_PLACES])
+        more = len(places) - MAX_PLACES
+        text = f"not planned: {named}{f' and {more} more' if more > 0 else ''}: {reason}"
+        console.print(Text(text), soft_wrap=True)
 
 
 @app.command()

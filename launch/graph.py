@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.suite import Row, Suite, Task
+from launch.suite import Line, Row, Suite, Task
 from sslbench.catalog import resolve
 from sslbench.config import ConfigError, build, overlay, read_toml
 from sslbench.datasets import DataError, DataRoots
@@ -68,8 +68,13 @@ class Cell:
     """One place of the table: a row meets a task, with one seed."""
 
     row: str
-    task: str
+    task: str  # empty for a row that is only pretrained
     seed: int = 0
+
+    @property
+    def place(self) -> str:
+        """Name for people."""
+        return f"{self.row} on {self.task}" if self.task else self.row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,22 +149,24 @@ def survey(suite: Suite, roots: DataRoots, runs: Path) -> tuple[list[PlannedStag
     """Do as ``plan`` does, but list what lacks its data beside the stages that have theirs."""
     builder = _Builder(roots, runs)
     missing: list[Missing] = []
-    for row in suite.row:
+    for line in suite.lines:
         for seed in range(suite.seeds):
-            missing += _plan_row(builder, suite, row, seed)
+            missing += _plan_line(builder, suite, line, seed)
     return list(builder.stages.values()), missing
 
 
-def _plan_row(builder: "_Builder", suite: Suite, row: Row, seed: int) -> list[Missing]:
+def _plan_line(builder: "_Builder", suite: Suite, line: Line, seed: int) -> list[Missing]:
+    row = line.row
     source_seed = seed if suite.repeat_from == "pretrain" else 0
     # MaskQuality compares generations of bootstrapped masks: only a pretraining run has them.
-    tasks = [task for task in suite.task if task.stage != "mask_quality" or row.pretrain]
+    tasks = [task for task in line.tasks if task.stage != "mask_quality" or row.pretrain]
     cells = {task.id: Cell(row.method, task.id, seed) for task in tasks}
+    served = tuple(cells.values()) or (Cell(row.method, "", seed),)
     try:
-        source = _plan_source(builder, row, source_seed, tuple(cells.values()))
+        source = _plan_source(builder, row, source_seed, served)
     except DataError as error:
         tags = {"pretrain"}.union(*(_tags_of(task) for task in tasks))
-        return [Missing(tuple(cells.values()), frozenset(tags), error)]
+        return [Missing(served, frozenset(tags), error)]
     missing = []
     for task in tasks:
         try:
@@ -179,17 +186,30 @@ def _plan_source(
     """Plan where the backbone comes from; return the inputs that it offers."""
     if row.checkpoint is not None:
         return {"checkpoint": builder.imported(row.checkpoint, row.method)}
-    stage_class = resolve(REFS["random" if row.pretrain is None else "pretrain"])
     if row.pretrain is None:
-        config = build(stage_class.config_type, row.random or {}, f"row {row.method!r}")
+        config_type = resolve(REFS["random"]).config_type
+        config = build(config_type, row.random or {}, f"row {row.method!r}")
         made = builder.add("random", _reseeded(config, seed), {}, serves=cells)
         return {"checkpoint": made.output("checkpoint")}
-    table = overlay(read_toml(row.pretrain), row.set)
-    config = build(stage_class.config_type, table, str(row.pretrain))
+    config = pretraining(row).config
     init = getattr(config, "init", "")
     start = {"init": builder.imported(Path(init).expanduser(), row.method)} if init else {}
     made = builder.add("pretrain", _reseeded(config, seed), start, serves=cells)
     return {"checkpoint": made.output("checkpoint"), "masks": made.output("masks")}
+
+
+def pretraining(row: Row) -> Stage:
+    """Build the stage of a pretrained row, with the config's own seed.
+
+    Raises:
+        ConfigError: its config, or a change of it, is wrong.
+    """
+    assert row.pretrain is not None, "only a row with a pretraining config is pretrained"
+    stage_class = resolve(REFS["pretrain"])
+    where = f"{row.pretrain} as {row.method!r} sets it" if row.set else str(row.pretrain)
+    table = overlay(read_toml(row.pretrain), row.set)
+    stage: Stage = stage_class(build(stage_class.config_type, table, where))
+    return stage
 
 
 def _plan_task(

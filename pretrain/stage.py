@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pretrain.config import MaskQualityConfig, PretrainConfig, RandomInitConfig
+from pretrain.departures import departures_from_paper
 from sslbench.datasets import only
 from sslbench.stage import StageContext
 
@@ -26,6 +27,11 @@ class Pretrain:
     def needs(self) -> tuple[str, ...]:
         """The images; annotations are not read."""
         return (only("images", self.config.images),)
+
+    def footnotes(self) -> tuple[str, ...]:
+        """What stands beside every number that comes from this pretraining."""
+        departures = departures_from_paper(self.config)
+        return tuple(f"pretraining departs from the paper: {item}" for item in departures)
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         """Train to the last epoch, from wherever the folder stands."""

@@ -78,6 +78,11 @@ def resolved(stage: Any) -> Any:
     return stage.resolved() if hasattr(stage, "resolved") else stage
 
 
+def footnotes(stage: Any) -> tuple[str, ...]:
+    """What must stand beside every number that builds on the stage; most have nothing to say."""
+    return tuple(stage.footnotes()) if hasattr(stage, "footnotes") else ()
+
+
 def content_ids(stage: Stage, data: DataRoots) -> dict[str, str]:
     """Content id of each data set read; a path counts by what lies there, not by its name."""
     from sslbench.datasets import content_id, is_data_spec
@@ -155,6 +160,7 @@ def describe(
         "departures": departures(stage.config),
         "upstream": dict(upstream),
         "data": dict(contents),
+        "footnotes": list(footnotes(stage)),
     }
 
 

@@ -18,7 +18,7 @@ from sslbench.files import atomic_path
 
 __all__ = ["write_report"]
 
-MAX_NOTE = 160  # characters of a footnote in the terminal
+MAX_NOTE = 240  # characters of a footnote in the terminal
 
 
 def write_report(

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from launch.graph import Cell, PlannedStage
+from launch.report.footnotes import inherited_notes, intended_notes
 from launch.state import State, read_state
 from launch.suite import Suite
 from sslbench.results import Result, read_results
@@ -14,6 +15,7 @@ from sslbench.stage import DONE_FILE
 
 RESULTS_FILE = "results.json"
 MIN_REPEATED_WORDS = 3
+NOTHING = "–"  # nothing to ask for: a row without masks, a cell of another task
 GAPS: Mapping[State, str] = {
     "new": "not run",
     "running": "running",
@@ -25,15 +27,18 @@ GAPS: Mapping[State, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One metric of one task."""
+    """One metric of one task: what was measured, or what was published of it."""
 
     task: str
     task_title: str
     metric: str  # as the suite names it, perhaps a pattern
+    is_published: bool = False
 
     @property
     def metric_title(self) -> str:
         """For people: ``box_AP50`` -> ``box AP50``, ``ari_kmeans_*`` -> ``ari kmeans``."""
+        if self.is_published:
+            return "reported"
         return self.metric.removesuffix("_*").replace("_", " ")
 
 
@@ -48,6 +53,7 @@ class Entry:
     notes: tuple[str, ...]  # deviations from the protocol, and the engine
     stages: tuple[str, ...]  # names of the stages that answer it, one per seed
     best: bool = False
+    published: float | None = None  # in a column of published values only
 
     @property
     def values(self) -> list[float]:
@@ -65,6 +71,8 @@ class Entry:
     @property
     def text(self) -> str:
         """The number as printed, or the gap."""
+        if self.published is not None:
+            return max(f"{self.published:.1f}", f"{self.published:g}", key=len)  # 58.0, 9.75
         if self.value is None:
             return self.gap
         spread = "" if self.spread is None else f" ± {self.spread:.1f}"
@@ -78,10 +86,14 @@ class Table:
     name: str
     title: str
     banner: str
-    rows: tuple[str, ...]
+    sections: tuple[tuple[str, ...], ...]  # rows, apart by the published table they belong to
     columns: tuple[Column, ...]
     entries: Mapping[tuple[str, Column], Entry]
     footnotes: tuple[str, ...]  # their marks are a, b, c, ...
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return tuple(itertools.chain.from_iterable(self.sections))
 
     def entry(self, row: str, column: Column) -> Entry:
         return self.entries[row, column]
@@ -152,39 +164,86 @@ def _footnotes(entries: Mapping[tuple[str, Column], Entry]) -> tuple[str, ...]:
     return tuple(note for note in found if note)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What lies on disk, by the name of its stage."""
+
+    measured: Mapping[str, list[Result]]
+    blocked: Collection[str]
+    inherited: Mapping[str, tuple[str, ...]]  # notes of what a stage builds on
+    intended: Mapping[str, Collection[str]]  # row -> notes that its label says already
+
+
 def build_table(
     suite: Suite, stages: Sequence[PlannedStage], without_data: Collection[Cell] = ()
 ) -> Table:
     """Fill the suite's table with what is on disk now."""
-    rows = tuple(row.method for row in suite.row)
-    columns = tuple(
-        Column(task.id, task.title or task.id, metric)
-        for task in suite.task
-        for metric in task.metrics
-    )
+    sections, columns = _sections(suite), _columns(suite)
+    published = _published(suite)
     answers = {cell: stage for stage in stages for cell in stage.answers}
-    measured = {stage.name: _results(stage) for stage in stages if stage.answers}
-    blocked = _blocked(stages)
+    found = _Found(
+        {stage.name: _results(stage) for stage in stages if stage.answers},
+        _blocked(stages),
+        inherited_notes(stages),
+        intended_notes(suite),
+    )
     entries = {}
-    for row in rows:
-        for column in columns:
-            cells = [Cell(row, column.task, seed) for seed in range(suite.seeds)]
-            asked = {answers[cell].name: answers[cell] for cell in cells if cell in answers}
-            planned = list(asked.values())  # seeds that change nothing share a stage
-            entry = _entry(row, column, planned, measured, blocked)
-            if not planned and set(cells) & set(without_data):
-                entry = dataclasses.replace(entry, gap="no data")
-            entries[row, column] = entry
-    entries = _with_best(rows, columns, entries)
+    for row, column in itertools.product(itertools.chain.from_iterable(sections), columns):
+        if column.is_published:
+            entries[row, column] = _published_entry(row, column, published)
+            continue
+        cells = [Cell(row, column.task, seed) for seed in range(suite.seeds)]
+        asked = {answers[cell].name: answers[cell] for cell in cells if cell in answers}
+        planned = list(asked.values())  # seeds that change nothing share a stage
+        entry = _entry(row, column, planned, found)
+        if not planned and set(cells) & set(without_data):
+            entry = dataclasses.replace(entry, gap="no data")
+        entries[row, column] = entry
+    for rows in sections:
+        entries = _with_best(rows, columns, entries)
     return Table(
         name=suite.name,
         title=suite.title or suite.name,
         banner=suite.banner,
-        rows=rows,
+        sections=sections,
         columns=columns,
         entries=entries,
         footnotes=_footnotes(entries),
     )
+
+
+def _sections(suite: Suite) -> tuple[tuple[str, ...], ...]:
+    """Names of the rows: the suite's own, then those of each published table."""
+    found: dict[str, dict[str, None]] = {}
+    for line in suite.lines:
+        found.setdefault(line.cell.paper if line.cell else "", {})[line.row.method] = None
+    return tuple(tuple(rows) for rows in found.values())
+
+
+def _columns(suite: Suite) -> tuple[Column, ...]:
+    """The tasks' metrics; behind the first of a task what was published of it, if anything was."""
+    reported = {cell.task for cell in suite.cell if cell.reported is not None}
+    columns = []
+    for task in suite.task:
+        for metric in task.metrics:
+            column = Column(task.id, task.title or task.id, metric)
+            columns.append(column)
+            if task.id in reported and metric == task.metrics[0]:
+                columns.append(dataclasses.replace(column, is_published=True))
+    return tuple(columns)
+
+
+def _published(suite: Suite) -> dict[tuple[str, str], float]:
+    """(row, task) -> published value."""
+    return {
+        (cell.row, cell.task): cell.reported for cell in suite.cell if cell.reported is not None
+    }
+
+
+def _published_entry(row: str, column: Column, published: Mapping[tuple[str, str], float]) -> Entry:
+    value = published.get((row, column.task))
+    gap = NOTHING if value is None else ""
+    return Entry(row, column, results=(), gap=gap, notes=(), stages=(), published=value)
 
 
 def _blocked(stages: Iterable[PlannedStage]) -> set[str]:
@@ -206,22 +265,18 @@ def _results(stage: PlannedStage) -> list[Result]:
     return [r.model_copy(update={"stage": stage.name}) for r in read_results(path)]
 
 
-def _entry(
-    row: str,
-    column: Column,
-    planned: Sequence[PlannedStage],
-    measured: Mapping[str, list[Result]],
-    blocked: set[str],
-) -> Entry:
-    found = [r for stage in planned if (r := _pick(measured[stage.name], column.metric))]
-    results = tuple(result.model_copy(update={"row": row}) for result in found)
+def _entry(row: str, column: Column, planned: Sequence[PlannedStage], found: _Found) -> Entry:
+    picked = [r for s in planned if (r := _pick(found.measured[s.name], column.metric))]
+    results = tuple(result.model_copy(update={"row": row}) for result in picked)
     has_number = any(result.value is not None for result in results)
+    below = (note for stage in planned for note in found.inherited[stage.name])
+    inherited = [note for note in below if note not in found.intended.get(row, ())]
     return Entry(
         row=row,
         column=column,
         results=results,
-        gap="" if has_number else _gap(planned, blocked),
-        notes=_notes(results) if has_number else (),
+        gap="" if has_number else _gap(planned, found.blocked),
+        notes=tuple(dict.fromkeys((*_notes(results), *inherited))) if has_number else (),
         stages=tuple(stage.name for stage in planned),
     )
 
@@ -232,9 +287,9 @@ def _pick(results: Iterable[Result], metric: str) -> Result | None:
     return max(matching, key=lambda r: r.metric, default=None)
 
 
-def _gap(planned: Sequence[PlannedStage], blocked: set[str]) -> str:
+def _gap(planned: Sequence[PlannedStage], blocked: Collection[str]) -> str:
     if not planned:
-        return "–"  # nothing to ask for: only a pretraining run has masks
+        return NOTHING
     states = [read_state(stage.dir) for stage in planned]
     for state in ("failed", "running", "interrupted"):
         if state in states:

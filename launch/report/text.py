@@ -23,6 +23,7 @@ LATEX = {
     ">": r"\textgreater{}",
     "±": r"$\pm$",
     "–": "--",
+    "λ": r"$\lambda$",
 }
 MARKDOWN = {char: f"\\{char}" for char in "\\`*_[]|<>"}
 CSV_KEYS = (
@@ -30,6 +31,7 @@ CSV_KEYS = (
     "task",
     "metric",
     "value",
+    "reported",
     "std",
     "num_seeds",
     "unit",
@@ -66,7 +68,7 @@ def to_markdown(table: Table) -> str:
 
     heads = [
         f"{markdown_escape(column.task_title)} {markdown_escape(column.metric_title)}"
-        f"{_sup(table.task_mark(column.task))}"
+        f"{'' if column.is_published else _sup(table.task_mark(column.task))}"
         for column in table.columns
     ]
     lines = [f"# {markdown_escape(table.title)}", ""]
@@ -103,9 +105,12 @@ def to_latex(table: Table) -> str:
         rules.append(rf"\cmidrule(lr){{{start}-{end}}}")
         start = end + 1
     heads = [latex_escape(column.metric_title) for column in table.columns]
-    body = [
-        " & ".join([latex_escape(row), *(cell(table.entry(row, c)) for c in table.columns)])
-        for row in table.rows
+    sections = [
+        [
+            " & ".join([latex_escape(row), *(cell(table.entry(row, c)) for c in table.columns)])
+            for row in rows
+        ]
+        for rows in table.sections
     ]
     caption = ". ".join(latex_escape(text) for text in (table.title, table.banner) if text)
     notes = [
@@ -120,8 +125,7 @@ def to_latex(table: Table) -> str:
         " & ".join(["", *tasks]) + r" \\",
         "".join(rules),
         " & ".join(["method", *heads]) + r" \\",
-        r"\midrule",
-        *(line + r" \\" for line in body),
+        *(line for body in sections for line in (r"\midrule", *(row + r" \\" for row in body))),
         r"\bottomrule",
         r"\end{tabular}",
         *([r"\par\smallskip\raggedright\footnotesize", *notes] if notes else []),
@@ -138,7 +142,14 @@ def to_records(table: Table) -> list[dict[str, Any]]:
     """One flat record a place of the table, gaps included."""
     records = []
     for row in table.rows:
+        reported = {
+            (c.task, c.metric): table.entry(row, c).published
+            for c in table.columns
+            if c.is_published
+        }
         for column in table.columns:
+            if column.is_published:
+                continue
             entry = table.entry(row, column)
             first = entry.results[0] if entry.results else None
             records.append(
@@ -147,6 +158,7 @@ def to_records(table: Table) -> list[dict[str, Any]]:
                     "task": column.task,
                     "metric": first.metric if first else column.metric,
                     "value": entry.value,
+                    "reported": reported.get((column.task, column.metric)),
                     "std": entry.spread,
                     "num_seeds": len(entry.values),
                     "unit": first.unit if first else "%",

@@ -16,6 +16,7 @@ class FakePretrainConfig(FrozenConfig):
     images: str = ""
     epochs: int = 2
     seed: int = 0
+    departs: tuple[str, ...] = ()
     fail: Literal["", "user", "bug", "interrupt"] = ""
 
 
@@ -32,6 +33,9 @@ class FakePretrain:
 
     def needs(self) -> tuple[str, ...]:
         return (self.config.images,) if self.config.images else ()
+
+    def footnotes(self) -> tuple[str, ...]:
+        return tuple(f"pretraining departs from the fake: {item}" for item in self.config.departs)
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         _fail(self.config.fail)

@@ -3,10 +3,15 @@
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 
+from launch.graph import REFS, survey
+from launch.suite import load_suite
 from sslbench.config import CONFIGS_DIR, read_toml
+from sslbench.datasets import DataRoots
+from tests.launch.fakes import FAKE_REFS
 
 SUITES = CONFIGS_DIR / "suites"
 PRELUDE = """
@@ -104,3 +109,70 @@ def test_the_random_control_has_the_trunk_of_the_trained_row(name):
 def test_small_suites_say_that_their_numbers_are_not_for_comparison(name):
     banner = read_toml(SUITES / f"{name}.toml")["banner"]
     assert "not comparable with published numbers" in banner or "mean nothing" in banner
+
+
+@pytest.fixture
+def pretrainings(scenes, tmp_path, monkeypatch):
+    """Real pretrainings on the scenes' COCO; fake tasks, for the scenes have no VOC2012."""
+    monkeypatch.setattr("launch.graph.REFS", {**FAKE_REFS, "pretrain": REFS["pretrain"]})
+
+    def of(suite):
+        tasks = tuple(
+            t.model_copy(update={"config": None, "set": {"task": t.id}}) for t in suite.task
+        )
+        stages, missing = survey(
+            suite.model_copy(update={"task": tasks}), DataRoots(scenes, {}), tmp_path
+        )
+        assert not missing
+        return [s for s in stages if s.ref == REFS["pretrain"]]
+
+    return of
+
+
+def test_the_ablations_have_as_many_cells_as_the_paper():
+    cells = Counter(cell.paper for cell in load_suite("ablations").cell)
+    sizes = {"a": 6, "b": 2, "c": 5, "d": 4, "e": 4, "f": 2, "g": 5, "h": 5}
+    assert cells == {f"Table 2{letter}": size for letter, size in sizes.items()} | {"Fig. 5a": 6}
+
+
+def test_the_39_cells_of_the_ablations_need_31_pretrainings(pretrainings):
+    assert len(pretrainings(load_suite("ablations"))) == 31
+
+
+def test_the_nine_default_cells_are_the_pretraining_of_table_1(pretrainings):
+    (default,) = pretrainings(load_suite("table1"))
+    same = next(s for s in pretrainings(load_suite("ablations")) if s.name == default.name)
+    rows = {cell.row for cell in same.serves}
+    assert len(rows) == 9
+    papers = {row.partition("  ")[0] for row in rows}
+    assert papers == {"Fig. 5a", *(f"Table 2{letter}" for letter in "abcdefgh")}
+
+
+def test_the_default_cells_report_the_detection_ap_of_table_1(pretrainings):
+    (default,) = pretrainings(load_suite("table1"))
+    suite = load_suite("ablations")
+    same = next(s for s in pretrainings(suite) if s.name == default.name)
+    rows = {cell.row for cell in same.serves if cell.task}
+    assert [cell.reported for cell in suite.cell if cell.row in rows] == [58.0] * 8
+
+
+def test_no_loss_by_period_and_by_weight_are_two_runs(pretrainings):
+    stages = pretrainings(load_suite("ablations"))
+    rows = [{cell.row for cell in stage.serves} for stage in stages]
+    assert {"Table 2g  M = 0"} in rows and {"Table 2h  λ = 0"} in rows
+
+
+def test_the_ablations_are_planned_without_torch(scenes, tmp_path):
+    words = ["plan", "ablations", "--data", scenes, "--runs", tmp_path, "--only", "pretrain"]
+    done = python("-c", PRELUDE, *words)
+    assert done.returncode == 0, done.stderr
+    assert "torch imported: False" in done.stderr
+    assert "0 of 31 stages done" in done.stdout
+
+
+def test_cells_that_lack_the_same_data_are_named_in_one_line(scenes, tmp_path):
+    done = python("-m", "launch", "plan", "ablations", "--data", scenes, "--runs", tmp_path)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("not planned")]
+    assert len(lines) == 1
+    assert "Table 2a  N = 0 on voc0712_det, " in lines[0] and " and 27 more: " in lines[0]
+    assert "voc2012" in lines[0]
