@@ -22,6 +22,10 @@ def _makes_masks(cfg: PretrainConfig) -> bool:
     return cfg.method.masks.source == "kmeans"
 
 
+def _renews(cfg: PretrainConfig) -> bool:
+    return _makes_masks(cfg) and cfg.method.refresh_masks_every > 0
+
+
 def _warms_up(cfg: PretrainConfig) -> bool:
     return cfg.method.warmup_epochs > 0
 
@@ -97,7 +101,11 @@ SETTINGS = (
         _makes_masks,
     ),
     _Setting(("method.masks.refine",), ("none",), "refinement {}", _makes_masks),
-    _Setting(("method.clustering.distance",), ("vmf",), "distance {}", _clusters),
+    _Setting(("method.masks.metric",), ("cosine",), "distance of masks {}", _makes_masks),
+    _Setting(("method.refresh_masks_at",), ("start",), "new masks at the {} of an epoch", _renews),
+    _Setting(("method.mask_ids",), (256,), "ids {}"),
+    _Setting(("method.clustering.distance",), ("vmf",), "loss by {} distance", _clusters),
+    _Setting(("method.clustering.metric",), ("cosine",), "prototypes by {}", _clusters),
     _Setting(("method.clustering.layer",), ("layer2.2",), "clustering of {}", _clusters),
     _Setting(("method.clustering.kappa",), (10.0,), "kappa = {}", _has_kappa),
     _Setting(("method.clustering.weight",), (0.1,), "lambda = {}", _has_period),
@@ -117,14 +125,16 @@ def departures_from_paper(cfg: PretrainConfig) -> tuple[str, ...]:
     computed = {
         "weights of a checkpoint to start from": bool(cfg.init),
         # Algorithm 2 clusters the online map of one view and the target map of the other.
-        "target prototypes for both views": _clusters(cfg),
+        "target prototypes for both views": _clusters(cfg)
+        and cfg.method.clustering.prototypes == "target",
         # Eq. 3 writes the same cell [i, j] for both views, whose crops differ.
         "cells of two views paired by place": _clusters(cfg)
         and cfg.method.clustering.correspondence == "aligned",
         "nearest prototype of the other view": _clusters(cfg)
         and cfg.method.clustering.correspondence == "nearest",
         # Algorithm 3 updates a second time, on augmentations of its own.
-        "one update for both losses": _clusters_later(cfg),
+        "one update for both losses": _clusters_later(cfg)
+        and not cfg.method.clustering.separate_step,
         f"groups of {cfg.method.clustering.images_per_group} in the clustering, not the batch": (
             _clusters(cfg) and cfg.method.clustering.images_per_group < cfg.batch_size
         ),

@@ -70,3 +70,24 @@ def test_a_footnote_fits_a_line():
     notes = Pretrain(cfg).footnotes()
     assert len(notes) > 10
     assert all(len(note) <= 100 for note in notes)
+
+
+def test_the_literal_preset_departs_only_where_the_paper_names_no_scale_or_place():
+    cfg = load(PretrainConfig, CONFIGS_DIR / "pretrain" / "paper_literal.toml")
+    assert set(departures_from_paper(cfg)) == {
+        "cells of two views paired by place",
+        "groups of 8 in the clustering, not the batch",
+    }
+
+
+def test_the_released_codes_preset_says_where_it_leaves_the_paper():
+    cfg = load(PretrainConfig, CONFIGS_DIR / "pretrain" / "official.toml")
+    assert set(departures_from_paper(cfg)) == {
+        "batch 128, not 64",
+        "fusion average, not bilinear",
+        "W = 0, not 5",
+        "M = 0, not 5",
+        "distance of masks euclidean, not cosine",
+        "new masks at the end of an epoch, not start",
+        "ids 81, not 256",
+    }
