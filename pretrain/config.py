@@ -187,6 +187,7 @@ class PretrainConfig(FrozenConfig):
     batch_size: int = Field(default=64, ge=2)  # over all processes
     accumulate: int = Field(default=1, gt=0)  # parts that a process makes of its images of a step
     precision: Precision = "auto"  # bf16 on a GPU, fp32 on the CPU
+    compile: bool = False  # the trunks' passes by torch.compile; it moves the last bits
     crop_size: int = Field(default=224, ge=32)
     arch: ArchConfig = ArchConfig()
     method: CyborgsConfig = CyborgsConfig()

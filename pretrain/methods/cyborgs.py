@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.checkpoint import NotFiniteError
+from pretrain.compiled import Maps, trunk_maps
 from pretrain.config import ClusteringConfig, CyborgsConfig, Precision, PretrainConfig
 from pretrain.data import Batch, View, ViewSpec
 from pretrain.ema import frozen_copy, update_average
@@ -87,6 +88,7 @@ class Cyborgs(nn.Module):
         crop_size: side of the views.
         seed: of K and of the starts of k-means within the clustering loss.
         precision: of the networks; pooling, losses, k-means and averages stay in float32.
+        maps: how a trunk's maps are computed.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Cyborgs(nn.Module):
         crop_size: int,
         seed: int,
         precision: Precision = "fp32",
+        maps: Maps = ResNet.maps,
     ) -> None:
         super().__init__()
+        self.trunk_maps = maps
         self.cfg, self.seed, self.precision = cfg, seed, precision
         self.view_spec = ViewSpec(RECIPES, crop_size, num_uniforms=cfg.masks_per_view)
         self.contrast_layers = tuple(resolve_layer(n, backbone.depth) for n in cfg.contrast_layers)
@@ -181,7 +185,7 @@ class Cyborgs(nn.Module):
         clustered = (self.clustering_layer,) if plan.clustering_weight > 0 else ()
         layers = list(dict.fromkeys((*clustered, *contrast)))
         with autocast(self.precision, view.images_B3SS.device):
-            maps = branch.backbone.maps(view.images_B3SS, layers)
+            maps = self.trunk_maps(branch.backbone, view.images_B3SS, layers)
         return {layer: at_least_fp32(map_BDhw) for layer, map_BDhw in maps.items()}
 
     def _draw_masks(self, view: View) -> _MaskedView:
@@ -334,4 +338,5 @@ def build(cfg: PretrainConfig, start: ResNet | None = None) -> Cyborgs:
     """Make the method with the initial weights of ``cfg.seed``, on the trunk ``start`` if given."""
     with seeded(cfg.seed, "initial weights"):
         backbone = ResNet(cfg.arch.depth, cfg.arch.width) if start is None else start
-        return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed, cfg.precision)
+        maps = trunk_maps(compiled=cfg.compile)
+        return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed, cfg.precision, maps)
