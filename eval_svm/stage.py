@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from eval_svm.config import SVMConfig
-from sslbench.datasets import ImageLabels, content_id, image_labels, only
+from sslbench.datasets import ImageLabels, content_id, labelled_splits, only
 from sslbench.files import read_json
 from sslbench.results import Result, write_results
 from sslbench.stage import StageContext, write_json
@@ -45,8 +45,8 @@ class VOC07SVM:
         from sslbench.checkpoint import load_backbone  # torch: not on the login node
         from sslbench.log import RunLog
 
-        splits = {name: image_labels(spec, ctx.data) for name, spec in self._specs().items()}
-        _require_same_classes(splits["train"], splits["test"], self.config)
+        labels = labelled_splits(self.config.train, self.config.test, ctx.data)
+        splits = dict(zip(("train", "test"), labels, strict=True))
         backbone = load_backbone(ctx.inputs["checkpoint"], branch=self.config.branch)
         with RunLog(ctx.dir) as log:
             features = self._features(backbone.build(), splits, ctx, log)
@@ -57,13 +57,11 @@ class VOC07SVM:
         write_results(ctx.dir / "results.json", results)
         return {"results": "results.json", "classes": "costs.json"}
 
-    def _specs(self) -> dict[str, str]:
-        return {"train": self.config.train, "test": self.config.test}
-
     def _features(
         self, network: Any, splits: dict[str, ImageLabels], ctx: StageContext, log: "RunLog"
     ) -> "dict[str, Features]":
-        from eval_svm.features import CentreCrops, extract, state_digest
+        from eval_svm.features import extract, state_digest
+        from sslbench.features import CentreCrops
 
         cfg = self.config
         before = state_digest(network)
@@ -154,12 +152,3 @@ def describe(result: "ClassResult") -> str:
     if result.skipped:
         return f"{result.name}: skipped, {result.skipped}"
     return f"{result.name}: AP {100 * (result.ap or 0):.2f} (C {result.cost:g})"
-
-
-def _require_same_classes(train: ImageLabels, test: ImageLabels, cfg: SVMConfig) -> None:
-    if train.classes != test.classes:
-        only = sorted(set(train.classes) ^ set(test.classes))
-        raise SVMError(
-            f"{cfg.train} and {cfg.test} do not have the same classes; only in one: {only}. "
-            "Both need a list ImageSets/Main/<class>_<split>.txt for every class"
-        )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from eval_svm.ap import average_precision, envelope_average_precision
+from sslbench.metrics import average_precision, envelope_average_precision
 
 Features = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int8]  # one class: 1 present, -1 absent, 0 only difficult objects

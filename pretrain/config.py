@@ -228,6 +228,16 @@ class ScheduleConfig(FrozenConfig):
         return self
 
 
+class ProbeConfig(FrozenConfig):
+    """A k-NN probe of the trunk on labelled images while it trains; it cannot change the run."""
+
+    every_epochs: int = Field(default=0, ge=0)  # and after the last epoch; 0 = never
+    train: str = "voc2007/train"  # data-set specs with image-level labels; these vote
+    test: str = "voc2007/val"  # on these
+    neighbours: int = Field(default=20, gt=0)
+    temperature: float = Field(default=0.07, gt=0)
+
+
 class PretrainConfig(FrozenConfig):
     """One pretraining run.
 
@@ -244,11 +254,13 @@ class PretrainConfig(FrozenConfig):
     batch_size: int = Field(default=64, ge=2)  # over all processes
     accumulate: int = Field(default=1, gt=0)  # parts that a process makes of its images of a step
     precision: Precision = "auto"  # bf16 on a GPU, fp32 on the CPU
+    compile: bool = False  # the trunks' passes by torch.compile; it moves the last bits
     crop_size: int = Field(default=224, ge=32)
     arch: ArchConfig = ArchConfig()
     method: CyborgsConfig = CyborgsConfig()
     optimizer: OptimizerConfig = Field(default=LARSConfig(), discriminator="name")
     schedule: ScheduleConfig = ScheduleConfig()
+    probe: Annotated[ProbeConfig, NotHashed] = ProbeConfig()
 
     @classmethod
     def expanded(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:

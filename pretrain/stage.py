@@ -25,7 +25,7 @@ class Pretrain:
         return self.config.method.name
 
     def needs(self) -> tuple[str, ...]:
-        """The images; annotations are not read."""
+        """The images; annotations are not read. A probe's data cannot change the numbers."""
         return (only("images", self.config.images),)
 
     def footnotes(self) -> tuple[str, ...]:
@@ -37,6 +37,7 @@ class Pretrain:
         """Train to the last epoch, from wherever the folder stands."""
         import torch
 
+        from pretrain.probe import load_probe
         from pretrain.schedule import mask_epoch
         from pretrain.train import Place, Run, kept_path
         from sslbench.datasets import images
@@ -44,8 +45,9 @@ class Pretrain:
 
         cfg = self.config
         place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers)
+        pictures, probe = images(cfg.images, ctx.data), load_probe(cfg, ctx.data)
         with RunLog(ctx.dir) as log:
-            Run(cfg, images(cfg.images, ctx.data), place, log, ctx.inputs.get("init")).train()
+            Run(cfg, pictures, place, log, ctx.inputs.get("init"), probe).train()
         made = {"checkpoint": "checkpoints/last.pt"}
         for epoch in cfg.schedule.keep_epochs:
             path = kept_path(ctx.dir, epoch)

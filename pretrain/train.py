@@ -31,6 +31,7 @@ from pretrain.methods import METHODS
 from pretrain.methods.base import StepOutput
 from pretrain.optimizers import build_optimizer, set_lr
 from pretrain.precision import resolved
+from pretrain.probe import OnlineProbe, is_recorded
 from pretrain.schedule import (
     EpochPlan,
     lr_at,
@@ -69,6 +70,7 @@ class Run:
         place: where.
         log: the folder's log.
         init: checkpoint whose trunk the run starts from; none: random weights.
+        probe: what watches the trunk between epochs.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Run:
         place: Place,
         log: RunLog,
         init: Path | None = None,
+        probe: OnlineProbe | None = None,
     ) -> None:
         self.cfg, self.images, self.place, self.log = cfg, images, place, log
+        self.probe = probe
         require_equal_parts(cfg)
         self.images_id = images_id(images)
         self.steps_per_epoch = steps_per_epoch(len(images), cfg.batch_size)
@@ -111,8 +115,12 @@ class Run:
             self.stop.listening(),
             self.log.progress(self.total_steps, "pretrain", initial=self.step) as bar,
         ):
+            at_an_end = self.step % self.steps_per_epoch == 0
+            if self.probe and at_an_end and not is_recorded(self.log, self.step - 1):
+                self.probe_after(first_epoch - 1)  # the run was killed after that epoch's save
             for epoch in range(first_epoch, self.cfg.schedule.epochs + 1):
                 self.train_epoch(epoch, bar)
+                self.probe_after(epoch)
 
     def train_epoch(self, epoch: int, bar: Progress) -> None:
         """Run the steps of ``epoch`` that are left, and save."""
@@ -148,6 +156,13 @@ class Run:
             loss += values[LOSS]
             values |= self.method.update_target((self.step + 1) / self.total_steps)
         return values | {LOSS: loss}
+
+    def probe_after(self, epoch: int) -> None:
+        """Probe the trunk if that is due after ``epoch``, which is saved."""
+        if self.probe is not None and self.probe.is_due(epoch):
+            with self.stop.now():  # a resume finds that its row is missing
+                backbone, workers = self.method.online_backbone, self.place.num_workers
+                self.probe.record(backbone, epoch, self.step - 1, workers, self.log)
 
     def update(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
         """Take one optimizer step; return loss terms and monitors, averaged over the processes."""

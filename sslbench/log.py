@@ -1,4 +1,4 @@
-"""What a run says: log.txt, metrics.jsonl, TensorBoard, and its progress.
+"""What a run says: log.txt, metrics.jsonl, TensorBoard, W&B where asked for, and its progress.
 
 Progress is a bar on a terminal and a line every ten seconds elsewhere.
 """
@@ -15,6 +15,7 @@ from typing import Any, Self, TextIO
 
 from sslbench import dist
 from sslbench.files import atomic_path
+from sslbench.wandb_mirror import WandbMirror, wanted_mirror
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -119,6 +120,9 @@ class RunLog:
 
     Args:
         folder: the run folder; exists.
+
+    Raises:
+        WandbError: W&B is asked for but not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -127,7 +131,9 @@ class RunLog:
         self._text: TextIO | None = None
         self._metrics: TextIO | None = None
         self._board: Any = None
+        self._mirror: WandbMirror | None = None
         if dist.is_main():
+            self._mirror = wanted_mirror(folder, self.info)
             _end_with_newline(self.metrics_path)
             self._text = (folder / "log.txt").open("a", encoding="utf-8")
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
@@ -140,7 +146,7 @@ class RunLog:
             _say(text)
 
     def scalars(self, step: int, **values: float) -> None:
-        """Append one row to metrics.jsonl and TensorBoard.
+        """Append one row to metrics.jsonl and TensorBoard, and to W&B where that is asked for.
 
         Args:
             step: counts from 0; a resumed run rewinds to its own step first.
@@ -151,6 +157,8 @@ class RunLog:
         self._metrics.flush()
         for name, value in values.items():
             self._writer().add_scalar(name, value, step)
+        if self._mirror is not None:
+            self._mirror.scalars(step, values)
 
     def _writer(self) -> Any:
         if self._board is None:
@@ -179,12 +187,14 @@ class RunLog:
         with progress(total, label, initial) as bar:
             yield bar
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """Flush and close every file."""
+        if self._mirror is not None:
+            self._mirror.close(failed=failed)
         for file in (self._text, self._metrics, self._board):
             if file is not None:
                 file.close()
-        self._text = self._metrics = self._board = None
+        self._text = self._metrics = self._board = self._mirror = None
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +205,7 @@ class RunLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(failed=kind is not None)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

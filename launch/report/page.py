@@ -108,12 +108,20 @@ def _curves(stages: Sequence[PlannedStage]) -> list[Curve]:
 
 def _drawings(metrics_path: Path) -> list[str]:
     """Draw the loss with its terms, then every other metric by itself."""
-    rows = read_metrics(metrics_path)
+    rows = _one_a_step(read_metrics(metrics_path))
     numbers = dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, int | float))
     panels = {"loss": [key for key in LOSS_KEYS if key in numbers]}
     others = sorted((k for k in numbers if k not in NOT_PANELS), key=lambda k: k != "lr")
     panels |= {key.replace("_", " "): [key] for key in others}
     return [curves(rows, title, keys) for title, keys in panels.items() if keys]
+
+
+def _one_a_step(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join rows of one step: a probe's row would break the other curves."""
+    joined: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        joined.setdefault(row["step"], {}).update(row)
+    return list(joined.values())
 
 
 def _rows(stage: PlannedStage) -> str:

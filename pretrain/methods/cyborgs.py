@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.batchnorm import statistics_kept
 from pretrain.checkpoint import NotFiniteError
+from pretrain.compiled import Maps, trunk_maps
 from pretrain.config import FUSED, CyborgsConfig, Precision, PretrainConfig
 from pretrain.data import Batch, View, ViewSpec
 from pretrain.ema import frozen_copy, update_average
@@ -85,6 +86,7 @@ class Cyborgs(nn.Module):
         crop_size: side of the views.
         seed: of K and of the starts of k-means within the clustering loss.
         precision: of the networks; pooling, losses, k-means and averages stay in float32.
+        maps: how a trunk's maps are computed.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class Cyborgs(nn.Module):
         crop_size: int,
         seed: int,
         precision: Precision = "fp32",
+        maps: Maps = ResNet.maps,
     ) -> None:
         super().__init__()
+        self.trunk_maps = maps
         self.cfg, self.precision = cfg, precision
         self.view_spec = ViewSpec(
             RECIPES,
@@ -196,8 +200,8 @@ class Cyborgs(nn.Module):
         fused = self.contrast_layers if FUSED in wanted else ()
         layers = list(dict.fromkeys((*(name for name in wanted if name != FUSED), *fused)))
         with autocast(self.precision, view.images_B3SS.device):
-            trunk_maps = branch.backbone.maps(view.images_B3SS, layers)
-        maps = {layer: at_least_fp32(map_BDhw) for layer, map_BDhw in trunk_maps.items()}
+            made = self.trunk_maps(branch.backbone, view.images_B3SS, layers)
+        maps = {layer: at_least_fp32(map_BDhw) for layer, map_BDhw in made.items()}
         if fused:
             cfg = self.cfg
             maps[FUSED] = fuse(
@@ -298,4 +302,5 @@ def build(cfg: PretrainConfig, start: ResNet | None = None) -> Cyborgs:
     """Make the method with the initial weights of ``cfg.seed``, on the trunk ``start`` if given."""
     with seeded(cfg.seed, "initial weights"):
         backbone = ResNet(cfg.arch.depth, cfg.arch.width) if start is None else start
-        return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed, cfg.precision)
+        maps = trunk_maps(compiled=cfg.compile)
+        return Cyborgs(backbone, cfg.method, cfg.crop_size, cfg.seed, cfg.precision, maps)

@@ -44,6 +44,7 @@ __all__ = [
     "images",
     "images_id",
     "is_data_spec",
+    "labelled_splits",
     "locate",
     "only",
     "read",
@@ -72,6 +73,23 @@ def image_labels(spec: str, roots: DataRoots) -> ImageLabels:
     _require_labels(spec)
     dataset, split = parse_spec(spec)
     return voc.read_image_labels(dataset, split, locate(dataset, roots))
+
+
+def labelled_splits(train: str, test: str, roots: DataRoots) -> tuple[ImageLabels, ImageLabels]:
+    """Read the image-level labels of two splits whose classes are the same, in the same order.
+
+    Raises:
+        DataError: a split is missing or has no such labels, or the classes differ.
+    """
+    sides = image_labels(train, roots), image_labels(test, roots)
+    names = [side.classes for side in sides]
+    if names[0] != names[1]:
+        lacking = sorted(set(names[0]) ^ set(names[1]))
+        raise DataError(
+            f"{train} and {test} do not have the same classes; only in one: {lacking}. "
+            "Both need a list ImageSets/Main/<class>_<split>.txt for every class"
+        )
+    return sides
 
 
 def _require_labels(spec: str) -> None:

@@ -1,4 +1,4 @@
-"""Features: geometry as torchvision's, pooling by hand, parts that survive a kill."""
+"""Features of a split: parts that survive a kill, whatever loads the pictures."""
 
 from pathlib import Path
 
@@ -6,37 +6,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import transforms
 
 from eval_svm import features
-from eval_svm.features import CentreCrops, centre_crop, extract, pool, state_digest
+from eval_svm.features import extract, state_digest
+from sslbench.features import CentreCrops, FeatureError
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
-
-
-@pytest.mark.parametrize("size", [(120, 90), (90, 121), (64, 64), (333, 77)])
-def test_the_crop_is_torchvisions(size):
-    generator = np.random.default_rng(0)
-    image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
-    reference = transforms.CenterCrop(48)(transforms.Resize(56)(image))
-    assert np.array_equal(np.asarray(centre_crop(image, 56, 48)), np.asarray(reference))
-
-
-def test_windows_of_a_seven_by_seven_map_overlap():
-    maps = torch.arange(49.0).view(1, 1, 7, 7)
-    expected = [maps[0, 0, r : r + 4, c : c + 4].mean() for r in (0, 3) for c in (0, 3)]
-    expected = torch.stack(expected) / torch.stack(expected).norm()
-    assert torch.allclose(pool(maps, 2)[0], expected)
-
-
-def test_features_are_channel_major_and_of_unit_length():
-    maps = torch.zeros(1, 2, 2, 2)
-    maps[0, 0] = 3.0
-    maps[0, 1] = 4.0
-    found = pool(maps, 2)
-    assert found.shape == (1, 8)
-    assert torch.allclose(found[0, :4], torch.full((4,), 3 / 10))
-    assert found.norm().item() == pytest.approx(1)
 
 
 def pictures(folder: Path, number: int) -> list[Path]:
@@ -81,7 +56,7 @@ def test_workers_change_no_bit(tmp_path: Path):
 def test_a_network_that_gives_nan_is_refused(tmp_path: Path):
     network = ResNet(18, 0.125).eval()
     network.layer4[1].bn2.weight.data[0] = float("nan")
-    with RunLog(tmp_path) as log, pytest.raises(features.FeatureError, match="NaN or infinite"):
+    with RunLog(tmp_path) as log, pytest.raises(FeatureError, match="NaN or infinite"):
         extract(
             network,
             CentreCrops(pictures(tmp_path, 1), 40, 32),

@@ -14,7 +14,7 @@ from eval_svm.__main__ import main
 from eval_svm.config import SVMConfig
 from eval_svm.stage import VOC07SVM, SVMError
 from sslbench.config import CONFIGS_DIR, load
-from sslbench.datasets import DataRoots
+from sslbench.datasets import DataError, DataRoots
 from sslbench.resnet import ResNet
 from sslbench.results import read_results
 from sslbench.stage import run_standalone
@@ -98,7 +98,7 @@ def test_no_class_at_all_is_an_error(checkpoint: Path, tmp_path: Path):
 def test_splits_with_other_classes_are_an_error(checkpoint: Path, tmp_path: Path):
     root = write_devkit(tmp_path / "data")
     (root / "VOCdevkit/VOC2007/ImageSets/Main/red_test.txt").unlink()
-    with pytest.raises(SVMError, match=r"only in one: \['red'\]"):
+    with pytest.raises(DataError, match=r"only in one: \['red'\]"):
         run(checkpoint, root, tmp_path / "out")
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from launch.graph import plan
 from launch.report import write_report
+from launch.report.page import _drawings
 from launch.report.table import _joined, build_table
 from launch.report.text import latex_escape, to_latex, to_markdown
 from launch.site import SiteConfig
@@ -245,3 +246,15 @@ def test_a_report_of_many_results_is_quick(suite, suite_path, roots, tmp_path):
     assert (
         sum(table.entry(r, c).value is not None for r in table.rows for c in table.columns) == 200
     )
+
+
+def test_a_probes_row_does_not_break_the_curve_of_the_loss(tmp_path):
+    rows = [{"step": step, "loss": 1.0} for step in range(4)]
+    path = tmp_path / "metrics.jsonl"
+    drawn = []
+    for probe in ([], [{"step": 1, "knn_mAP": 50.0}]):
+        ordered = sorted([*rows, *probe], key=lambda row: row["step"])
+        path.write_text("".join(json.dumps(row) + "\n" for row in ordered))
+        drawn.append(_drawings(path))
+    assert drawn[1][0] == drawn[0][0]  # the loss
+    assert len(drawn[1]) == len(drawn[0]) + 1

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devkit import write_devkit
 
 from pretrain.config import PretrainConfig
 from sslbench import dist
@@ -92,6 +93,21 @@ def test_masks_are_bootstrapped_by_two_processes(config, image_dir, tmp_path):
     for epoch in (2, 3):
         manifest = json.loads((out / f"masks/epoch_000{epoch}/manifest.json").read_text())
         assert manifest["num_images"] == 10 and manifest["complete"]
+
+
+@pytest.mark.slow
+def test_two_processes_probe_as_one(config, image_dir, tmp_path):
+    """Each extracts every other image: of 9 and of 5 one side gets one more."""
+    write_devkit(image_dir, num_train=9, num_test=5)
+    probe = {"every_epochs": 1, "train": "voc2007/trainval", "test": "voc2007/test"}
+    path = config(2, {**GRID, "clustering_every": 2}, probe=probe | {"neighbours": 4})
+    found = {}
+    for processes in (1, 2):
+        run(processes, path, image_dir, tmp_path / str(processes), "double")
+        rows = read_metrics(tmp_path / str(processes) / "metrics.jsonl")
+        found[processes] = [row["knn_mAP"] for row in rows if "knn_mAP" in row]
+    assert len(found[1]) == 2
+    assert found[2] == pytest.approx(found[1], abs=1e-9)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from eval_svm.ap import average_precision, envelope_average_precision, precision_recall
+from sslbench.metrics import average_precision, envelope_average_precision, precision_recall
 
 # Ranking + - - + + : precision at the positives 1, 2/4, 3/5.
 SCORES = [0.9, 0.8, 0.7, 0.6, 0.5]
