@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 # (stage kind, instant, how often it passes first); in the order in which a run meets them
 INSTANTS = [
     ("pretrain", "scalars", 2),  # in the warm-up epoch
-    ("pretrain", "call:pretrain.masks.refresh:spherical_kmeans", 2),  # inside a mask refresh
+    ("pretrain", "call:pretrain.masks.refresh:kmeans", 2),  # inside a mask refresh
     ("pretrain", "write:epoch_0002", 1),  # as the refreshed masks are moved into place
     ("pretrain", "scalars", 2),  # in a contrastive epoch
     ("pretrain", "write:last.pt", 3),  # inside a checkpoint write
