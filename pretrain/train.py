@@ -213,10 +213,12 @@ class Run:
             return None
         folder = self.place.folder / "masks" / f"epoch_{made_in:04d}"
         masks = self.cfg.method.masks
-        if masks.source in FIXED_SOURCES:
-            return make_fixed_masks(masks.source, self.images, self.images_id, folder, self.log)
-        if made_in < epoch or self.step % self.steps_per_epoch:
+        fixed = masks.source in FIXED_SOURCES
+        started = made_in < epoch or self.step % self.steps_per_epoch > 0
+        if started and (folder.exists() or not fixed):
             return MaskStore(folder, self.images_id)
+        if fixed:
+            return self.fixed_masks(folder)
         if needs_calibration(self.cfg.method, epoch):
             self.calibrate()
         settings = Bootstrap(
@@ -231,6 +233,18 @@ class Run:
         backbone = self.method.online_backbone
         with self.stop.now():  # it keeps its own parts
             return refresh(backbone, self.images, self.images_id, folder, settings, self.log)
+
+    def fixed_masks(self, folder: Path) -> MaskStore:
+        """Make the masks that no network changes, or finish them."""
+        with self.stop.now():  # it keeps its own parts
+            return make_fixed_masks(
+                self.cfg.method.masks.source,
+                self.images,
+                self.images_id,
+                folder,
+                self.log,
+                num_workers=self.place.num_workers,
+            )
 
     @torch.no_grad()
     def calibrate(self) -> None:

@@ -1,13 +1,13 @@
 """Bootstrapped masks: their range, their independence of who makes them, and their resume."""
 
 import dataclasses
-import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from pretrain.masks import parts as parts_module
 from pretrain.masks import refresh as refresh_module
 from pretrain.masks.refresh import Bootstrap, image_groups, num_clusters, refresh
 from pretrain.masks.store import stored_size
@@ -98,7 +98,7 @@ def test_an_interrupted_refresh_continues_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         _refresh(backbone, image_list, folder)
     assert not folder.exists()
-    assert len(list(folder.with_name("epoch_0002.partial").glob("group_*.npz"))) == 2
+    assert len(list(folder.with_name("epoch_0002.partial").glob("part_*.npz"))) == 2
     monkeypatch.setattr(refresh_module, "cluster_group", original)
     _refresh(backbone, image_list, folder)
     assert _bytes(folder) == _bytes(tmp_path / "whole/epoch_0002")
@@ -109,7 +109,7 @@ def test_parts_of_another_network_are_thrown_away(backbone, image_list, tmp_path
     _refresh(backbone, image_list, tmp_path / "whole/epoch_0002")
     folder = tmp_path / "cut/epoch_0002"
     other = ResNet(18, 0.125)
-    monkeypatch.setattr(refresh_module, "write_store", lambda *_: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(parts_module, "write_store", lambda *_: (_ for _ in ()).throw(OSError))
     with pytest.raises(OSError):
         _refresh(other, image_list, folder)
     monkeypatch.undo()
@@ -119,25 +119,11 @@ def test_parts_of_another_network_are_thrown_away(backbone, image_list, tmp_path
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_processes_makes_the_same_files(
-    world, backbone, image_list, tmp_path, monkeypatch
+    world, backbone, image_list, tmp_path, in_turn
 ):
-    """The ranks run one after the other here; only the first assembles, so it comes last."""
     _refresh(backbone, image_list, tmp_path / "one/epoch_0002")
     folder = tmp_path / "many/epoch_0002"
-    monkeypatch.setattr(refresh_module.dist, "world_size", lambda: world)
-    monkeypatch.setattr(refresh_module.dist, "barrier", lambda: None)
-    parts = folder.with_name("epoch_0002.partial")
-    parts.mkdir(parents=True)
-    groups = image_groups(len(image_list), SETTINGS)
-    for rank in range(1, world):
-        monkeypatch.setattr(refresh_module.dist, "rank", lambda rank=rank: rank)
-        with RunLog(folder.parent) as log:
-            refresh_module._cluster_groups(backbone, image_list, groups, parts, SETTINGS, log)
-    whole = tmp_path / "one/epoch_0002/manifest.json"
-    monkeypatch.setattr(refresh_module.dist, "rank", lambda: 0)
-    shutil.copy(whole, parts / "manifest.json")
-    monkeypatch.setattr(refresh_module, "_prepare_parts", lambda *_: None)
-    _refresh(backbone, image_list, folder)
+    in_turn(world, lambda: _refresh(backbone, image_list, folder))
     assert _bytes(folder) == _bytes(tmp_path / "one/epoch_0002")
 
 
