@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.masks.cells import enlarge
 from pretrain.masks.sources import grid_labels
 from pretrain.masks.store import MaskStore
 from sslbench.datasets import (
@@ -77,15 +78,6 @@ def _object_mask(item: Object, record: Record) -> NDArray[np.bool_]:
         code = segmentation
     decoded: NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
     return decoded
-
-
-def enlarge(labels_hw: Labels, height: int, width: int) -> Labels:
-    """Label of every pixel of the image, by the cell that holds its centre."""
-    h, w = labels_hw.shape
-    rows = ((np.arange(height) + 0.5) * h / height).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * w / width).astype(np.int64)
-    grown: Labels = labels_hw[rows[:, None], columns]
-    return grown
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.masks.cells import by_area, majority
 from pretrain.masks.parts import Part, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size
-from sslbench.datasets import ImageList, image_size
+from sslbench.datasets import ImageList, decode_rgb, image_size
 from sslbench.log import RunLog
 
 GRID = 5  # cells along a side of the image
 BLOCK = 64  # images that are made, and kept, together
+SLOW = ("felzenszwalb",)  # worth several processes
+
+# DetCon's settings (Henaff et al. 2021, Sec. 3), the scale as scikit-image counts it.
+FH_SCALE, FH_MIN_SIZE = 1000, 1000
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,10 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return image_size(self.data, self.name)
+
+    def pixels(self) -> np.ndarray:
+        """Colours, uint8 (H, W, 3)."""
+        return decode_rgb(self.data, self.name)
 
 
 Source = Callable[[Picture], np.ndarray]
@@ -49,6 +58,13 @@ def grid_labels(height: int, width: int) -> np.ndarray:
     return (GRID * rows[:, None] + columns).astype(np.uint8)
 
 
+def felzenszwalb_labels(image_HW3: np.ndarray) -> np.ndarray:
+    """Segments of Felzenszwalb and Huttenlocher (2004) at full resolution, numbered by area."""
+    from skimage.segmentation import felzenszwalb
+
+    return by_area(majority(felzenszwalb(image_HW3, scale=FH_SCALE, min_size=FH_MIN_SIZE)))
+
+
 def _crop(picture: Picture) -> np.ndarray:
     return crop_labels(*picture.size)
 
@@ -57,9 +73,14 @@ def _grid(picture: Picture) -> np.ndarray:
     return grid_labels(*picture.size)
 
 
+def _felzenszwalb(picture: Picture) -> np.ndarray:
+    return felzenszwalb_labels(picture.pixels())
+
+
 SOURCES: dict[str, Source] = {
     "crop": _crop,
     "grid": _grid,
+    "felzenszwalb": _felzenszwalb,
 }
 
 
@@ -75,7 +96,7 @@ def make_fixed_masks(
     """Make the store of a fixed source, or reuse it where it is complete.
 
     Args:
-        num_workers: processes that help this one.
+        num_workers: processes that help this one with a slow source.
 
     Raises:
         MaskError: the folder holds masks of other images.
@@ -84,6 +105,7 @@ def make_fixed_masks(
         MaskStore(folder, images_id)  # refuses masks of other images
     manifest = {"source": source, "images_id": images_id}
     blocks = _Blocks(SOURCES[source], images)
+    num_workers = num_workers if source in SLOW else 0
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
         return _parts(blocks, numbers, num_workers)

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pretrain.masks import sources
-from pretrain.masks.sources import make_fixed_masks
+from pretrain.masks.sources import felzenszwalb_labels, make_fixed_masks
 from pretrain.masks.store import MaskError, MaskStore
 from sslbench.datasets import DataError, DataRoots, images, images_id
 from sslbench.log import RunLog
@@ -27,7 +28,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(sources, "BLOCK", 3)
 
 
-@pytest.mark.parametrize("source", ["crop", "grid"])
+@pytest.mark.parametrize("source", ["crop", "grid", "felzenszwalb"])
 def test_every_image_has_a_map(source, image_list, tmp_path):
     store = make(source, image_list, tmp_path / "masks")
     assert len(store) == 10
@@ -37,8 +38,8 @@ def test_every_image_has_a_map(source, image_list, tmp_path):
 
 
 def test_helping_processes_change_no_byte(image_list, tmp_path):
-    make("grid", image_list, tmp_path / "alone/masks")
-    make("grid", image_list, tmp_path / "helped/masks", num_workers=2)
+    make("felzenszwalb", image_list, tmp_path / "alone/masks")
+    make("felzenszwalb", image_list, tmp_path / "helped/masks", num_workers=2)
     assert content(tmp_path / "alone/masks") == content(tmp_path / "helped/masks")
 
 
@@ -73,7 +74,7 @@ def test_a_damaged_image_is_named_without_a_helpers_traceback(image_dir, tmp_pat
     (image_dir / "image_99.png").write_bytes(b"no picture")
     listed = images(image_dir, DataRoots(image_dir))
     with pytest.raises(DataError, match=r"^image image_99\.png .*cannot be decoded") as told:
-        make("grid", listed, tmp_path / "masks", num_workers=2)
+        make("felzenszwalb", listed, tmp_path / "masks", num_workers=2)
     assert "Traceback" not in str(told.value)
 
 
@@ -94,3 +95,17 @@ def test_finished_masks_are_not_made_again(image_list, tmp_path, monkeypatch):
     make("grid", image_list, tmp_path / "masks")
     monkeypatch.setitem(sources.SOURCES, "grid", lambda _: pytest.fail("made again"))
     make("grid", image_list, tmp_path / "masks")
+
+
+def test_felzenszwalb_separates_areas_of_one_colour_and_numbers_them_by_size():
+    image = np.zeros((80, 120, 3), np.uint8)
+    image[:, 80:] = (250, 20, 20)
+    labels = felzenszwalb_labels(image)
+    assert (labels[:, :10] == 0).all()
+    assert (labels[:, 10:] == 1).all()
+
+
+def test_felzenszwalb_has_no_segment_below_a_thousand_pixels():
+    image = np.zeros((80, 120, 3), np.uint8)
+    image[24:48, 24:64] = 255  # 960 pixels
+    assert (felzenszwalb_labels(image) == 0).all()
