@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pretrain.rescale import rescaled
 from sslbench.config import FrozenConfig, NotHashed
+from sslbench.datasets import is_data_spec
 
 Precision = Literal["auto", "fp32", "bf16"]  # of the networks' forward and backward passes
 Layer = Annotated[str, Field(pattern=r"^layer[1-4](\.\d+)?$")]
@@ -187,6 +188,15 @@ class PretrainConfig(FrozenConfig):
     def expanded(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
         """Move the milestones where ``schedule.rescale`` asks for it."""
         return rescaled(table)
+
+    @model_validator(mode="after")
+    def _annotations_can_be_found(self) -> Self:
+        if self.method.masks.source == "ground_truth" and not is_data_spec(self.images):
+            raise ValueError(
+                f"method.masks.source='ground_truth' needs annotations, and images={self.images!r} "
+                "has none: give a data set with masks, as images='coco2017/train'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

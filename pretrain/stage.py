@@ -24,8 +24,9 @@ class Pretrain:
         return self.config.method.name
 
     def needs(self) -> tuple[str, ...]:
-        """The images; annotations are not read."""
-        return (only("images", self.config.images),)
+        """The images; their annotations only where these are the masks."""
+        annotated = self.config.method.masks.source == "ground_truth"
+        return (only("all" if annotated else "images", self.config.images),)
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         """Train to the last epoch, from wherever the folder stands."""
@@ -37,7 +38,7 @@ class Pretrain:
         from sslbench.log import RunLog
 
         cfg = self.config
-        place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers)
+        place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers, ctx.data)
         with RunLog(ctx.dir) as log:
             Run(cfg, images(cfg.images, ctx.data), place, log, ctx.inputs.get("init")).train()
         made = {"checkpoint": "checkpoints/last.pt"}

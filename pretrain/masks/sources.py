@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from pretrain.masks.cells import by_area, majority
+from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.parts import Part, make_in_parts
-from pretrain.masks.store import MaskEntry, MaskStore, stored_size
+from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size
 from sslbench.datasets import ImageList, decode_rgb, image_size
 from sslbench.log import RunLog
 
@@ -77,6 +78,14 @@ def _felzenszwalb(picture: Picture) -> np.ndarray:
     return felzenszwalb_labels(picture.pixels())
 
 
+@dataclass(frozen=True)
+class _GroundTruth:
+    annotations: Annotations
+
+    def __call__(self, picture: Picture) -> np.ndarray:
+        return self.annotations.labels(picture.name, picture.size)
+
+
 SOURCES: dict[str, Source] = {
     "crop": _crop,
     "grid": _grid,
@@ -91,20 +100,28 @@ def make_fixed_masks(
     folder: Path,
     log: RunLog,
     *,
+    annotations: Annotations | None = None,
     num_workers: int = 0,
 ) -> MaskStore:
     """Make the store of a fixed source, or reuse it where it is complete.
 
     Args:
+        annotations: for ``ground_truth``, of the same images.
         num_workers: processes that help this one with a slow source.
 
     Raises:
-        MaskError: the folder holds masks of other images.
+        MaskError: the folder holds masks of other images, or the source lacks what it needs.
     """
     if folder.exists():
         MaskStore(folder, images_id)  # refuses masks of other images
     manifest = {"source": source, "images_id": images_id}
-    blocks = _Blocks(SOURCES[source], images)
+    if source == "ground_truth":
+        if annotations is None:
+            raise MaskError("masks.source='ground_truth' was given no annotations")
+        manifest["annotations"] = annotations.content_id()
+        blocks = _Blocks(_GroundTruth(annotations), images)
+    else:
+        blocks = _Blocks(SOURCES[source], images)
     num_workers = num_workers if source in SLOW else 0
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
