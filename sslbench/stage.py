@@ -334,6 +334,7 @@ def versions() -> dict[str, str]:
         "scikit-learn",
         "scikit-image",
         "pycocotools",
+        "opencv-contrib-python-headless",
     ):
         try:
             found[name] = version(name)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretrain.masks.boxes import box_labels
 from pretrain.masks.cells import by_area, majority
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.parts import Part, make_in_parts
@@ -20,7 +21,7 @@ from sslbench.log import RunLog
 
 GRID = 5  # cells along a side of the image
 BLOCK = 64  # images that are made, and kept, together
-SLOW = ("felzenszwalb",)  # worth several processes
+SLOW = ("felzenszwalb", "boxes")  # worth several processes
 
 # DetCon's settings (Henaff et al. 2021, Sec. 3), the scale as scikit-image counts it.
 FH_SCALE, FH_MIN_SIZE = 1000, 1000
@@ -78,6 +79,10 @@ def _felzenszwalb(picture: Picture) -> np.ndarray:
     return felzenszwalb_labels(picture.pixels())
 
 
+def _boxes(picture: Picture) -> np.ndarray:
+    return box_labels(picture.pixels())
+
+
 @dataclass(frozen=True)
 class _GroundTruth:
     annotations: Annotations
@@ -90,6 +95,7 @@ SOURCES: dict[str, Source] = {
     "crop": _crop,
     "grid": _grid,
     "felzenszwalb": _felzenszwalb,
+    "boxes": _boxes,
 }
 
 
