@@ -92,6 +92,15 @@ class CyborgsConfig(FrozenConfig):
     clustering: ClusteringConfig = ClusteringConfig()
 
     @model_validator(mode="after")
+    def _only_clusters_are_refined(self) -> Self:
+        if self.masks.refine != "none" and self.masks.source != "kmeans":
+            raise ValueError(
+                f"masks.refine={self.masks.refine!r} refines clusters by their prototypes, which "
+                f"masks.source={self.masks.source!r} has not: set masks.refine='none'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _schedule_fits_the_masks(self) -> Self:
         fixed = self.masks.source in FIXED_SOURCES
         if fixed and (self.warmup_epochs or self.refresh_masks_every):

@@ -231,6 +231,7 @@ class Run:
             iterations=masks.iterations,
             seed=self.cfg.seed,
             epoch=epoch,
+            refine=masks.refine,
         )
         backbone = self.method.online_backbone
         with self.stop.now():  # it keeps its own parts

@@ -39,6 +39,20 @@ def majority(labels_HW: np.ndarray) -> np.ndarray:
     return winners
 
 
+def cell_colours(image_HW3: np.ndarray) -> np.ndarray:
+    """Mean colour of each cell, float64 (h, w, 3) on the image's scale."""
+    height, width = image_HW3.shape[:2]
+    h, w = stored_size(height, width)
+    rows_H, columns_W = cell_of_pixels(height, h), cell_of_pixels(width, w)
+    starts_h = np.searchsorted(rows_H, np.arange(h))
+    starts_w = np.searchsorted(columns_W, np.arange(w))
+    sums_hW3 = np.add.reduceat(image_HW3.astype(np.float64), starts_h, axis=0)
+    sums_hw3 = np.add.reduceat(sums_hW3, starts_w, axis=1)
+    sizes_hw = np.bincount(rows_H)[:, None] * np.bincount(columns_W)
+    colours: np.ndarray = sums_hw3 / sizes_hw[..., None]
+    return colours
+
+
 def by_area(labels_hw: np.ndarray) -> np.ndarray:
     """Number the labels 0, 1, ... from the largest area on, as uint8.
 

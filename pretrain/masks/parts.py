@@ -19,6 +19,9 @@ from sslbench.log import RunLog
 
 Part = dict[int, MaskEntry]  # index of the image -> its masks
 
+# Manifest keys that came later, with what held before: older generations stay valid.
+ADDED_KEYS = {"refine": "none"}
+
 
 def make_in_parts(
     folder: Path,
@@ -68,19 +71,20 @@ def make_missing(
 
 def _is_made(folder: Path, manifest: Mapping[str, Any]) -> bool:
     path = folder / "manifest.json"
-    return path.exists() and _as_json(manifest).items() <= read_json(path).items()
+    return path.exists() and _as_json(manifest).items() <= _as_json(read_json(path)).items()
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """As it reads back from disk."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in manifest.items()}
+    """As it reads back from disk, with the keys that came later."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in manifest.items()}
+    return ADDED_KEYS | plain
 
 
 def _prepare(parts_dir: Path, manifest: Mapping[str, Any]) -> None:
     """Keep an interrupted run's parts only if they were made under the same manifest."""
     path = parts_dir / "manifest.json"
     wanted = _as_json(manifest)
-    if parts_dir.exists() and not (path.exists() and read_json(path) == wanted):
+    if parts_dir.exists() and not (path.exists() and _as_json(read_json(path)) == wanted):
         shutil.rmtree(parts_dir)
     parts_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():

@@ -11,12 +11,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.masks.cells import cell_colours
+from pretrain.masks.crf import refine
 from pretrain.masks.kmeans import MIN_NORM, PointsError, spherical_kmeans
 from pretrain.masks.parts import Part, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size
@@ -38,6 +41,7 @@ class Bootstrap:
     iterations: int
     seed: int
     epoch: int
+    refine: Literal["none", "crf"] = "none"
 
 
 def refresh(
@@ -104,7 +108,7 @@ def num_clusters(settings: Bootstrap, group: int) -> int:
 def cluster_group(
     backbone: ResNet, images: ImageList, members: np.ndarray, group: int, settings: Bootstrap
 ) -> Part:
-    """Cluster the cells of one group of images together."""
+    """Cluster the cells of one group of images together; refine each image's labels if asked."""
     cells = [_read_cells(backbone, images, index, settings) for index in members.tolist()]
     made = spherical_kmeans(
         torch.cat([image.points_ND for image in cells]),
@@ -115,6 +119,8 @@ def cluster_group(
     all_labels = made.labels_N.split([len(image.points_ND) for image in cells])
     part: Part = {}
     for index, image, labels_N in zip(members.tolist(), cells, all_labels, strict=True):
+        if image.colours_hw3 is not None:
+            labels_N = refine(image.points_ND, made.centers_KD, labels_N, image.colours_hw3)
         labels_hw = labels_N.reshape(stored_size(*image.size)).cpu().numpy().astype(np.uint8)
         part[index] = MaskEntry(labels_hw, *image.size, len(made.centers_KD), group)
     return part
@@ -126,6 +132,7 @@ class _Cells:
 
     size: tuple[int, int]  # (height, width) in pixels
     points_ND: Tensor
+    colours_hw3: Tensor | None  # mean colours, where labels are refined by them
 
 
 def _read_cells(backbone: ResNet, images: ImageList, index: int, settings: Bootstrap) -> _Cells:
@@ -135,7 +142,10 @@ def _read_cells(backbone: ResNet, images: ImageList, index: int, settings: Boots
         raise PointsError(
             f"{images.name(index)}: its features are not finite; the network has diverged"
         )
-    return _Cells((image_HW3.shape[0], image_HW3.shape[1]), points_ND)
+    colours_hw3 = None
+    if settings.refine == "crf":
+        colours_hw3 = torch.from_numpy(cell_colours(image_HW3)).to(points_ND)
+    return _Cells((image_HW3.shape[0], image_HW3.shape[1]), points_ND, colours_hw3)
 
 
 def _cell_features(backbone: ResNet, image_HW3: np.ndarray, layers: tuple[str, ...]) -> Tensor:

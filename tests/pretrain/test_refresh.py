@@ -1,18 +1,20 @@
 """Bootstrapped masks: their range, their independence of who makes them, and their resume."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from pretrain.masks import parts as parts_module
 from pretrain.masks import refresh as refresh_module
 from pretrain.masks.refresh import Bootstrap, image_groups, num_clusters, refresh
 from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
-from sslbench.datasets import decode_rgb, images_id
+from sslbench.datasets import DataRoots, decode_rgb, images, images_id
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 from sslbench.rng import seeded
@@ -152,3 +154,32 @@ def test_several_layers_are_clustered_together(backbone, image_list, tmp_path):
     store = _refresh(backbone, image_list, tmp_path / "run/epoch_0002", settings)
     assert store.manifest["layers"] == ["layer2", "layer3"]
     assert store.read(0).shape == stored_size(*store.image_size(0))
+
+
+def test_refined_labels_are_another_generation_of_the_same_clusters(backbone, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "alike").mkdir()
+    for number in range(3):  # cells differ in texture, hardly in colour
+        pixels = generator.integers(118, 138, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"alike/{number}.png")
+    alike = images(tmp_path / "alike", DataRoots(tmp_path))
+    folder = tmp_path / "run/epoch_0002"
+    plain = [_refresh(backbone, alike, folder).read(i).copy() for i in range(3)]
+    store = _refresh(backbone, alike, folder, dataclasses.replace(SETTINGS, refine="crf"))
+    assert store.manifest["refine"] == "crf"
+    refined = [store.read(i).copy() for i in range(3)]
+    assert any(not np.array_equal(a, b) for a, b in zip(plain, refined, strict=True))
+    again = _refresh(backbone, alike, folder)
+    assert all(np.array_equal(again.read(i), plain[i]) for i in range(3))
+
+
+def test_a_generation_from_before_refinement_stays_valid(
+    backbone, image_list, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run/epoch_0002"
+    _refresh(backbone, image_list, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["refine"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(refresh_module, "cluster_group", lambda *_: pytest.fail("made again"))
+    _refresh(backbone, image_list, folder)
