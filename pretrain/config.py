@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pretrain.rescale import rescaled
 from sslbench.config import FrozenConfig, NotHashed
+from sslbench.datasets import is_data_spec
 
 Precision = Literal["auto", "fp32", "bf16"]  # of the networks' forward and backward passes
 Layer = Annotated[str, Field(pattern=r"^layer[1-4](\.\d+)?$")]
@@ -125,6 +126,20 @@ class CyborgsConfig(MethodConfig):
     def uniforms_per_view(self) -> int:
         """Random numbers that the draw of a view's masks takes."""
         return self.masks_per_view if self.sampling == "present" else 2 * self.mask_ids
+
+    @model_validator(mode="after")
+    def _only_clusters_are_refined(self) -> Self:
+        if self.masks.refine != "none" and self.masks.source != "kmeans":
+            raise ValueError(
+                f"masks.refine={self.masks.refine!r} refines clusters by their prototypes, which "
+                f"masks.source={self.masks.source!r} has not: set masks.refine='none'"
+            )
+        if self.masks.refine != "none" and self.masks.metric != "cosine":
+            raise ValueError(
+                f"masks.refine={self.masks.refine!r} weighs labels by cosine, but masks.metric is "
+                f"{self.masks.metric!r}: set one of them to its default"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedule_fits_the_masks(self) -> Self:
@@ -266,6 +281,15 @@ class PretrainConfig(FrozenConfig):
     def expanded(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
         """Move the milestones where ``schedule.rescale`` asks for it."""
         return rescaled(table)
+
+    @model_validator(mode="after")
+    def _annotations_can_be_found(self) -> Self:
+        if self.method.masks.source == "ground_truth" and not is_data_spec(self.images):
+            raise ValueError(
+                f"method.masks.source='ground_truth' needs annotations, and images={self.images!r} "
+                "has none: give a data set with masks, as images='coco2017/train'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -25,8 +25,12 @@ class Pretrain:
         return self.config.method.name
 
     def needs(self) -> tuple[str, ...]:
-        """The images; annotations are not read. A probe's data cannot change the numbers."""
-        return (only("images", self.config.images),)
+        """The images; their annotations only where these are the masks.
+
+        A probe's data cannot change the numbers.
+        """
+        annotated = self.config.method.masks.source == "ground_truth"
+        return (only("all" if annotated else "images", self.config.images),)
 
     def footnotes(self) -> tuple[str, ...]:
         """What stands beside every number that comes from this pretraining."""
@@ -44,7 +48,7 @@ class Pretrain:
         from sslbench.log import RunLog
 
         cfg = self.config
-        place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers)
+        place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers, ctx.data)
         pictures, probe = images(cfg.images, ctx.data), load_probe(cfg, ctx.data)
         with RunLog(ctx.dir) as log:
             Run(cfg, pictures, place, log, ctx.inputs.get("init"), probe).train()

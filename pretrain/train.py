@@ -23,6 +23,7 @@ from pretrain.config import (
 )
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.estimate import estimate
+from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskStore
@@ -43,7 +44,7 @@ from sslbench import dist
 from sslbench.catalog import lookup
 from sslbench.checkpoint import load_backbone
 from sslbench.config import ConfigError
-from sslbench.datasets import ImageList, images_id
+from sslbench.datasets import DataRoots, ImageList, images_id
 from sslbench.interrupt import StopRequest
 from sslbench.log import Progress, RunLog
 from sslbench.resnet import ResNet, resolve_layer
@@ -59,6 +60,7 @@ class Place:
     folder: Path
     device: torch.device
     num_workers: int = 0
+    data: DataRoots | None = None  # where annotations lie
 
 
 class Run:
@@ -241,10 +243,12 @@ class Run:
             return None
         folder = self.place.folder / "masks" / f"epoch_{made_in:04d}"
         masks = self.cfg.method.masks
-        if masks.source in FIXED_SOURCES:
-            return make_fixed_masks(masks.source, self.images, self.images_id, folder, self.log)
-        if made_in < epoch or self.step % self.steps_per_epoch:
+        fixed = masks.source in FIXED_SOURCES
+        started = made_in < epoch or self.step % self.steps_per_epoch > 0
+        if started and (folder.exists() or not fixed):
             return MaskStore(folder, self.images_id)
+        if fixed:
+            return self.fixed_masks(folder)
         if needs_calibration(self.cfg.method, epoch):
             self.calibrate()
         settings = Bootstrap(
@@ -256,10 +260,25 @@ class Run:
             seed=self.cfg.seed,
             epoch=epoch,
             metric=masks.metric,
+            refine=masks.refine,
         )
         backbone = self.method.online_backbone
         with self.stop.now():  # it keeps its own parts
             return refresh(backbone, self.images, self.images_id, folder, settings, self.log)
+
+    def fixed_masks(self, folder: Path) -> MaskStore:
+        """Make the masks that no network changes, or finish them."""
+        data = self.place.data
+        with self.stop.now():  # it keeps its own parts
+            return make_fixed_masks(
+                self.cfg.method.masks.source,
+                self.images,
+                self.images_id,
+                folder,
+                self.log,
+                annotations=None if data is None else Annotations(self.cfg.images, data),
+                num_workers=self.place.num_workers,
+            )
 
     @torch.no_grad()
     def calibrate(self) -> None:

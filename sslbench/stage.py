@@ -332,7 +332,16 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version()}
-    for name in ("torch", "torchvision", "detectron2", "numpy", "scikit-learn", "pycocotools"):
+    for name in (
+        "torch",
+        "torchvision",
+        "detectron2",
+        "numpy",
+        "scikit-learn",
+        "scikit-image",
+        "pycocotools",
+        "opencv-contrib-python-headless",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -11,7 +11,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # conda's name -> pip's name, where they differ
-CONDA_TO_PIP = {"pytorch": "torch", "faiss-gpu": "faiss-cpu"}
+CONDA_TO_PIP = {
+    "pytorch": "torch",
+    "faiss-gpu": "faiss-cpu",
+    "py-opencv": "opencv-contrib-python-headless",  # conda's has the contrib modules
+}
 CONDA_ONLY = {"python", "pip", "detectron2"}
 
 

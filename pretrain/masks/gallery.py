@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.masks.quality import AnnotatedImages, enlarge, instance_map
+from pretrain.masks.cells import enlarge
+from pretrain.masks.quality import AnnotatedImages, instance_map
 from pretrain.masks.store import MaskStore
 from sslbench.datasets import decode_rgb
 from sslbench.files import atomic_path

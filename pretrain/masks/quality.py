@@ -12,13 +12,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.masks.cells import enlarge
+from pretrain.masks.ground_truth import paint
 from pretrain.masks.sources import grid_labels
 from pretrain.masks.store import MaskStore
 from sslbench.datasets import (
     DataError,
     DataRoots,
     ImageList,
-    Object,
     Record,
     images,
     images_id,
@@ -52,40 +53,7 @@ def _pairs(counts: np.ndarray) -> float:
 
 def instance_map(record: Record) -> NDArray[np.int32]:
     """Paint an image's objects, large ones first: 0 background, 1.. objects, -1 crowds."""
-    painted = np.zeros((record.height, record.width), np.int32)
-    for number, item in enumerate(sorted(record.objects, key=lambda o: -o.area), start=1):
-        painted[_object_mask(item, record)] = IGNORED if item.crowd else number
-    return painted
-
-
-def _object_mask(item: Object, record: Record) -> NDArray[np.bool_]:
-    """Pixels of one object; its box where it has no segmentation."""
-    from pycocotools import mask as coco_mask
-
-    size = (record.height, record.width)
-    segmentation = item.segmentation
-    if segmentation is None:
-        inside = np.zeros(size, bool)
-        x0, y0, x1, y1 = (round(v) for v in item.box)
-        inside[max(y0, 0) : y1, max(x0, 0) : x1] = True
-        return inside
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        code = segmentation
-    decoded: NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
-    return decoded
-
-
-def enlarge(labels_hw: Labels, height: int, width: int) -> Labels:
-    """Label of every pixel of the image, by the cell that holds its centre."""
-    h, w = labels_hw.shape
-    rows = ((np.arange(height) + 0.5) * h / height).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * w / width).astype(np.int64)
-    grown: Labels = labels_hw[rows[:, None], columns]
-    return grown
+    return paint(record, lambda number, item: IGNORED if item.crowd else number)
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,23 @@ Shape letters: H x W pixels, h x w cells, D channels, N cells of all images of a
 """
 
 import hashlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pretrain.masks.cells import cell_colours
+from pretrain.masks.crf import refine
 from pretrain.masks.kmeans import MIN_NORM, Metric, PointsError, kmeans
-from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
+from pretrain.masks.parts import Part, make_in_parts
+from pretrain.masks.store import MaskEntry, MaskStore, stored_size
 from pretrain.photometry import normalise
-from sslbench import dist
 from sslbench.datasets import ImageList, decode_rgb
-from sslbench.files import atomic_path, read_json, write_json
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet, resolve_layer
 from sslbench.rng import numpy_generator, torch_generator
@@ -42,6 +42,7 @@ class Bootstrap:
     seed: int
     epoch: int
     metric: Metric = "cosine"
+    refine: Literal["none", "crf"] = "none"
 
 
 def refresh(
@@ -62,29 +63,20 @@ def refresh(
         "source": "kmeans",
         "images_id": images_id,
         "backbone": weights_id(backbone),
-        **_said(settings),
+        **asdict(settings),
     }
-    if not _is_made(folder, manifest):
-        parts_dir = folder.with_name(f"{folder.name}.partial")
-        if dist.is_main():
-            _prepare_parts(parts_dir, manifest)
-        dist.barrier()
-        groups = image_groups(len(images), settings)
-        _cluster_groups(backbone, images, groups, parts_dir, settings, log)
-        dist.barrier()
-        if dist.is_main():
-            write_store(folder, _in_image_order(parts_dir, len(groups)), manifest)
-            shutil.rmtree(parts_dir)
-        dist.barrier()
-    return MaskStore(folder, images_id)
+    groups = image_groups(len(images), settings)
 
+    def make(numbers: Sequence[int]) -> Iterator[Part]:
+        for group in numbers:
+            yield cluster_group(backbone, images, groups[group], group, settings)
 
-def _said(settings: Bootstrap) -> dict[str, Any]:
-    """Settings for the manifest; a default that came later is left out, so old masks stay good."""
-    table = asdict(settings)
-    if settings.metric == "cosine":
-        del table["metric"]
-    return table
+    was_training = backbone.training
+    backbone.eval()
+    label = f"masks for epoch {settings.epoch}"
+    store = make_in_parts(folder, manifest, len(groups), make, label, log)
+    backbone.train(was_training)
+    return store
 
 
 def weights_id(module: nn.Module) -> str:
@@ -113,84 +105,49 @@ def num_clusters(settings: Bootstrap, group: int) -> int:
     return int(generator.integers(settings.min_clusters, settings.max_clusters + 1))
 
 
-def _is_made(folder: Path, manifest: dict[str, Any]) -> bool:
-    path = folder / "manifest.json"
-    wanted = _as_json(manifest)
-    return path.exists() and wanted.items() <= read_json(path).items()
-
-
-def _as_json(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in manifest.items()}
-
-
-def _prepare_parts(parts_dir: Path, manifest: dict[str, Any]) -> None:
-    """Keep an interrupted refresh's parts only if the same network and settings made them."""
-    path = parts_dir / "manifest.json"
-    if parts_dir.exists() and not (path.exists() and read_json(path) == _as_json(manifest)):
-        shutil.rmtree(parts_dir)
-    parts_dir.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        write_json(path, _as_json(manifest))
-
-
-def _part_path(parts_dir: Path, group: int) -> Path:
-    return parts_dir / f"group_{group:06d}.npz"
-
-
 @torch.no_grad()
-def _cluster_groups(
-    backbone: ResNet,
-    images: ImageList,
-    groups: list[np.ndarray],
-    parts_dir: Path,
-    settings: Bootstrap,
-    log: RunLog,
-) -> None:
-    was_training = backbone.training
-    backbone.eval()
-    mine = range(dist.rank(), len(groups), dist.world_size())
-    missing = [group for group in mine if not _part_path(parts_dir, group).exists()]
-    label = f"masks for epoch {settings.epoch}"
-    with log.progress(len(mine), label, initial=len(mine) - len(missing)) as bar:
-        for group in missing:
-            part = cluster_group(backbone, images, groups[group], group, settings)
-            with atomic_path(_part_path(parts_dir, group)) as scratch, scratch.open("wb") as file:
-                np.savez(file, **part)
-            bar.advance()
-    backbone.train(was_training)
-
-
 def cluster_group(
     backbone: ResNet, images: ImageList, members: np.ndarray, group: int, settings: Bootstrap
-) -> dict[str, Any]:
-    """Cluster the cells of one group of images together.
-
-    Returns:
-        image indices, image sizes, K, and all labels in a row: the arrays of a part file.
-    """
-    features, sizes = [], []
-    for index in members:
-        image_HW3 = decode_rgb(images.read(int(index)), images.name(int(index)))
-        features.append(_cell_features(backbone, image_HW3, settings))
-        sizes.append(image_HW3.shape[:2])
-        if not bool(torch.isfinite(features[-1]).all()):
-            raise PointsError(
-                f"{images.name(int(index))}: its features are not finite; the network has diverged"
-            )
-    points_ND = torch.cat(features)
+) -> Part:
+    """Cluster the cells of one group of images together; refine each image's labels if asked."""
+    cells = [_read_cells(backbone, images, index, settings) for index in members.tolist()]
     made = kmeans(
-        points_ND,
+        torch.cat([image.points_ND for image in cells]),
         num_clusters(settings, group),
         torch_generator(settings.seed, "mask kmeans", settings.epoch, group),
         settings.iterations,
         settings.metric,
     )
-    return {
-        "members": np.asarray(members, np.int64),
-        "sizes": np.array(sizes, np.int32),
-        "clusters": len(made.centers_KD),
-        "labels": made.labels_N.cpu().numpy().astype(np.uint8),
-    }
+    all_labels = made.labels_N.split([len(image.points_ND) for image in cells])
+    part: Part = {}
+    for index, image, labels_N in zip(members.tolist(), cells, all_labels, strict=True):
+        if image.colours_hw3 is not None:
+            labels_N = refine(image.points_ND, made.centers_KD, labels_N, image.colours_hw3)
+        labels_hw = labels_N.reshape(stored_size(*image.size)).cpu().numpy().astype(np.uint8)
+        part[index] = MaskEntry(labels_hw, *image.size, len(made.centers_KD), group)
+    return part
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """One image as k-means sees it."""
+
+    size: tuple[int, int]  # (height, width) in pixels
+    points_ND: Tensor
+    colours_hw3: Tensor | None  # mean colours, where labels are refined by them
+
+
+def _read_cells(backbone: ResNet, images: ImageList, index: int, settings: Bootstrap) -> _Cells:
+    image_HW3 = decode_rgb(images.read(index), images.name(index))
+    points_ND = _cell_features(backbone, image_HW3, settings)
+    if not bool(torch.isfinite(points_ND).all()):
+        raise PointsError(
+            f"{images.name(index)}: its features are not finite; the network has diverged"
+        )
+    colours_hw3 = None
+    if settings.refine == "crf":
+        colours_hw3 = torch.from_numpy(cell_colours(image_HW3)).to(points_ND)
+    return _Cells((image_HW3.shape[0], image_HW3.shape[1]), points_ND, colours_hw3)
 
 
 def _cell_features(backbone: ResNet, image_HW3: np.ndarray, settings: Bootstrap) -> Tensor:
@@ -217,25 +174,3 @@ def _cell_features(backbone: ResNet, image_HW3: np.ndarray, settings: Bootstrap)
 
 def _unit(rows_ND: Tensor) -> Tensor:
     return F.normalize(rows_ND, dim=1, eps=MIN_NORM)
-
-
-def _in_image_order(parts_dir: Path, num_groups: int) -> Iterator[MaskEntry]:
-    entries: dict[int, MaskEntry] = {}
-    for group in range(num_groups):
-        with np.load(_part_path(parts_dir, group)) as part:
-            entries |= _entries_of_part(group, part)
-    for index in range(len(entries)):
-        yield entries[index]
-
-
-def _entries_of_part(group: int, part: Any) -> dict[int, MaskEntry]:
-    labels, clusters = part["labels"], int(part["clusters"])
-    entries, start = {}, 0
-    for index, (height, width) in zip(
-        part["members"].tolist(), part["sizes"].tolist(), strict=True
-    ):
-        h, w = stored_size(height, width)
-        cut = labels[start : start + h * w].reshape(h, w)
-        entries[index] = MaskEntry(cut, height, width, clusters, group)
-        start += h * w
-    return entries

@@ -1,21 +1,50 @@
 """Masks that need no network (paper Fig. 5a): made once, before training, through the same store.
 
-A source is a function (height, width) -> uint8 labels at stride 8.
+A source turns a picture into uint8 labels at stride 8; it depends on nothing but the picture, so
+that any process may make any block of images.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
-from sslbench import dist
-from sslbench.datasets import ImageList, image_size
+from pretrain.masks.boxes import box_labels
+from pretrain.masks.cells import by_area, majority
+from pretrain.masks.ground_truth import Annotations
+from pretrain.masks.parts import Part, make_in_parts
+from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size
+from sslbench.datasets import ImageList, decode_rgb, image_size
 from sslbench.log import RunLog
 
-Source = Callable[[int, int], np.ndarray]
-
 GRID = 5  # cells along a side of the image
+BLOCK = 64  # images that are made, and kept, together
+SLOW = ("felzenszwalb", "boxes")  # worth several processes
+
+# DetCon's settings (Henaff et al. 2021, Sec. 3), the scale as scikit-image counts it.
+FH_SCALE, FH_MIN_SIZE = 1000, 1000
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image file; decoded only by the sources that look at its pixels."""
+
+    name: str
+    data: bytes
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return image_size(self.data, self.name)
+
+    def pixels(self) -> np.ndarray:
+        """Colours, uint8 (H, W, 3)."""
+        return decode_rgb(self.data, self.name)
+
+
+Source = Callable[[Picture], np.ndarray]
 
 
 def crop_labels(height: int, width: int) -> np.ndarray:
@@ -31,24 +60,120 @@ def grid_labels(height: int, width: int) -> np.ndarray:
     return (GRID * rows[:, None] + columns).astype(np.uint8)
 
 
-SOURCES: dict[str, Source] = {"crop": crop_labels, "grid": grid_labels}
+def felzenszwalb_labels(image_HW3: np.ndarray) -> np.ndarray:
+    """Segments of Felzenszwalb and Huttenlocher (2004) at full resolution, numbered by area."""
+    from skimage.segmentation import felzenszwalb
+
+    return by_area(majority(felzenszwalb(image_HW3, scale=FH_SCALE, min_size=FH_MIN_SIZE)))
+
+
+def _crop(picture: Picture) -> np.ndarray:
+    return crop_labels(*picture.size)
+
+
+def _grid(picture: Picture) -> np.ndarray:
+    return grid_labels(*picture.size)
+
+
+def _felzenszwalb(picture: Picture) -> np.ndarray:
+    return felzenszwalb_labels(picture.pixels())
+
+
+def _boxes(picture: Picture) -> np.ndarray:
+    return box_labels(picture.pixels())
+
+
+@dataclass(frozen=True)
+class _GroundTruth:
+    annotations: Annotations
+
+    def __call__(self, picture: Picture) -> np.ndarray:
+        return self.annotations.labels(picture.name, picture.size)
+
+
+SOURCES: dict[str, Source] = {
+    "crop": _crop,
+    "grid": _grid,
+    "felzenszwalb": _felzenszwalb,
+    "boxes": _boxes,
+}
 
 
 def make_fixed_masks(
-    source: str, images: ImageList, images_id: str, folder: Path, log: RunLog
+    source: str,
+    images: ImageList,
+    images_id: str,
+    folder: Path,
+    log: RunLog,
+    *,
+    annotations: Annotations | None = None,
+    num_workers: int = 0,
 ) -> MaskStore:
-    """Make the store of a fixed source, or reuse it where it is complete."""
-    if dist.is_main() and not folder.exists():
-        with log.progress(len(images), f"masks ({source})") as bar:
-            entries = _entries(SOURCES[source], images, lambda: bar.advance())
-            write_store(folder, entries, {"source": source, "images_id": images_id})
-    dist.barrier()
-    return MaskStore(folder, images_id)
+    """Make the store of a fixed source, or reuse it where it is complete.
+
+    Args:
+        annotations: for ``ground_truth``, of the same images.
+        num_workers: processes that help this one with a slow source.
+
+    Raises:
+        MaskError: the folder holds masks of other images, or the source lacks what it needs.
+    """
+    if folder.exists():
+        MaskStore(folder, images_id)  # refuses masks of other images
+    manifest = {"source": source, "images_id": images_id}
+    if source == "ground_truth":
+        if annotations is None:
+            raise MaskError("masks.source='ground_truth' was given no annotations")
+        manifest["annotations"] = annotations.content_id()
+        blocks = _Blocks(_GroundTruth(annotations), images)
+    else:
+        blocks = _Blocks(SOURCES[source], images)
+    num_workers = num_workers if source in SLOW else 0
+
+    def make(numbers: Sequence[int]) -> Iterator[Part]:
+        return _parts(blocks, numbers, num_workers)
+
+    return make_in_parts(folder, manifest, len(blocks), make, f"masks ({source})", log)
 
 
-def _entries(source: Source, images: ImageList, made: Callable[[], None]) -> Iterator[MaskEntry]:
-    for index in range(len(images)):
-        height, width = image_size(images.read(index), images.name(index))
-        labels = source(height, width)
-        yield MaskEntry(labels, height, width, clusters=int(labels.max()) + 1, group=index)
-        made()
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks of neighbouring images as a loader's data set, whose items are parts."""
+
+    source: Source
+    images: ImageList
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // BLOCK)
+
+    def __getitem__(self, block: int) -> Part | ValueError:
+        try:
+            first = block * BLOCK
+            return {i: self._entry(i) for i in range(first, min(first + BLOCK, len(self.images)))}
+        except ValueError as error:
+            return error  # raised in a worker, its message would come wrapped in a traceback
+
+    def _entry(self, index: int) -> MaskEntry:
+        picture = Picture(self.images.name(index), self.images.read(index))
+        labels_hw = self.source(picture)
+        return MaskEntry(labels_hw, *picture.size, clusters=int(labels_hw.max()) + 1, group=index)
+
+
+def _parts(blocks: _Blocks, numbers: Sequence[int], num_workers: int) -> Iterator[Part]:
+    from torch.utils.data import DataLoader
+
+    loader: DataLoader[Part | ValueError] = DataLoader(
+        blocks,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=min(num_workers, len(numbers)),
+        collate_fn=_unchanged,
+    )
+    for made in loader:
+        if isinstance(made, ValueError):
+            raise made
+        yield made
+
+
+def _unchanged(part: Part | ValueError) -> Part | ValueError:
+    return part

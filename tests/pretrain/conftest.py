@@ -1,5 +1,7 @@
 """A folder of small images and a config that trains on them in seconds."""
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from pretrain.config import PretrainConfig
+from sslbench import dist
 from sslbench.config import build
 from sslbench.datasets import DataRoots, ImageList, images
 
@@ -65,3 +68,29 @@ def image_list(image_dir: Path) -> ImageList:
 def tiny() -> PretrainConfig:
     """Four epochs of two steps: warm-up, three mask generations, periodic clustering."""
     return build(PretrainConfig, TINY, where="tiny")
+
+
+class _WaitingError(Exception):
+    """A rank has done its share and waits for the others."""
+
+
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Let each of several ranks make its parts of a mask generation; the first then joins them."""
+
+    def run(world: int, work: Callable[[], object]) -> None:
+        monkeypatch.setattr(dist, "world_size", lambda: world)
+        for turn, rank in enumerate((*range(world), 0)):
+            waits = iter((False, turn < world, False))
+
+            def barrier(waits=waits) -> None:
+                if next(waits):
+                    raise _WaitingError
+
+            monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(dist, "is_main", lambda rank=rank: rank == 0)
+            monkeypatch.setattr(dist, "barrier", barrier)
+            with contextlib.suppress(_WaitingError):
+                work()
+
+    return run

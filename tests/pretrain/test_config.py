@@ -33,6 +33,11 @@ def test_the_paper_file_is_the_default():
         ({"method": {"warmup_epochs": 800}}, "leaves no contrastive epoch"),
         ({"method": {"refresh_masks_every": 900}}, "beyond the last epoch"),
         ({"method": {"masks": {"source": "grid"}, "warmup_epochs": 5}}, "never changes"),
+        ({"method": {"masks": {"source": "grid", "refine": "crf"}}}, "set masks.refine='none'"),
+        (
+            {"method": {"masks": {"refine": "crf", "metric": "euclidean"}}},
+            "weighs labels by cosine",
+        ),
         ({"optimizer": {"lr": 0}}, "lr: Input should be greater than 0, got 0"),
         ({"optimizer": {"name": "adamw", "momentum": 0.9}}, "momentum"),
         ({"optimizer": {"name": "adam"}}, "adamw"),

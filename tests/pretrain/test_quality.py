@@ -5,7 +5,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from sklearn.metrics import adjusted_rand_score
 
-from pretrain.masks.quality import adjusted_rand_index, enlarge, instance_map
+from pretrain.masks.cells import enlarge
+from pretrain.masks.quality import adjusted_rand_index, instance_map
 from sslbench.datasets import Object, Record
 
 

@@ -1,18 +1,20 @@
 """Bootstrapped masks: their range, their independence of who makes them, and their resume."""
 
 import dataclasses
-import shutil
+import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from pretrain.masks import parts as parts_module
 from pretrain.masks import refresh as refresh_module
 from pretrain.masks.refresh import Bootstrap, image_groups, num_clusters, refresh
 from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
-from sslbench.datasets import decode_rgb, images_id
+from sslbench.datasets import DataRoots, decode_rgb, images, images_id
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 from sslbench.rng import seeded
@@ -98,7 +100,7 @@ def test_an_interrupted_refresh_continues_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         _refresh(backbone, image_list, folder)
     assert not folder.exists()
-    assert len(list(folder.with_name("epoch_0002.partial").glob("group_*.npz"))) == 2
+    assert len(list(folder.with_name("epoch_0002.partial").glob("part_*.npz"))) == 2
     monkeypatch.setattr(refresh_module, "cluster_group", original)
     _refresh(backbone, image_list, folder)
     assert _bytes(folder) == _bytes(tmp_path / "whole/epoch_0002")
@@ -109,7 +111,7 @@ def test_parts_of_another_network_are_thrown_away(backbone, image_list, tmp_path
     _refresh(backbone, image_list, tmp_path / "whole/epoch_0002")
     folder = tmp_path / "cut/epoch_0002"
     other = ResNet(18, 0.125)
-    monkeypatch.setattr(refresh_module, "write_store", lambda *_: (_ for _ in ()).throw(OSError))
+    monkeypatch.setattr(parts_module, "write_store", lambda *_: (_ for _ in ()).throw(OSError))
     with pytest.raises(OSError):
         _refresh(other, image_list, folder)
     monkeypatch.undo()
@@ -119,25 +121,11 @@ def test_parts_of_another_network_are_thrown_away(backbone, image_list, tmp_path
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_processes_makes_the_same_files(
-    world, backbone, image_list, tmp_path, monkeypatch
+    world, backbone, image_list, tmp_path, in_turn
 ):
-    """The ranks run one after the other here; only the first assembles, so it comes last."""
     _refresh(backbone, image_list, tmp_path / "one/epoch_0002")
     folder = tmp_path / "many/epoch_0002"
-    monkeypatch.setattr(refresh_module.dist, "world_size", lambda: world)
-    monkeypatch.setattr(refresh_module.dist, "barrier", lambda: None)
-    parts = folder.with_name("epoch_0002.partial")
-    parts.mkdir(parents=True)
-    groups = image_groups(len(image_list), SETTINGS)
-    for rank in range(1, world):
-        monkeypatch.setattr(refresh_module.dist, "rank", lambda rank=rank: rank)
-        with RunLog(folder.parent) as log:
-            refresh_module._cluster_groups(backbone, image_list, groups, parts, SETTINGS, log)
-    whole = tmp_path / "one/epoch_0002/manifest.json"
-    monkeypatch.setattr(refresh_module.dist, "rank", lambda: 0)
-    shutil.copy(whole, parts / "manifest.json")
-    monkeypatch.setattr(refresh_module, "_prepare_parts", lambda *_: None)
-    _refresh(backbone, image_list, folder)
+    in_turn(world, lambda: _refresh(backbone, image_list, folder))
     assert _bytes(folder) == _bytes(tmp_path / "one/epoch_0002")
 
 
@@ -166,3 +154,32 @@ def test_several_layers_are_clustered_together(backbone, image_list, tmp_path):
     store = _refresh(backbone, image_list, tmp_path / "run/epoch_0002", settings)
     assert store.manifest["layers"] == ["layer2", "layer3"]
     assert store.read(0).shape == stored_size(*store.image_size(0))
+
+
+def test_refined_labels_are_another_generation_of_the_same_clusters(backbone, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "alike").mkdir()
+    for number in range(3):  # cells differ in texture, hardly in colour
+        pixels = generator.integers(118, 138, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"alike/{number}.png")
+    alike = images(tmp_path / "alike", DataRoots(tmp_path))
+    folder = tmp_path / "run/epoch_0002"
+    plain = [_refresh(backbone, alike, folder).read(i).copy() for i in range(3)]
+    store = _refresh(backbone, alike, folder, dataclasses.replace(SETTINGS, refine="crf"))
+    assert store.manifest["refine"] == "crf"
+    refined = [store.read(i).copy() for i in range(3)]
+    assert any(not np.array_equal(a, b) for a, b in zip(plain, refined, strict=True))
+    again = _refresh(backbone, alike, folder)
+    assert all(np.array_equal(again.read(i), plain[i]) for i in range(3))
+
+
+def test_a_generation_from_before_refinement_stays_valid(
+    backbone, image_list, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run/epoch_0002"
+    _refresh(backbone, image_list, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["refine"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(refresh_module, "cluster_group", lambda *_: pytest.fail("made again"))
+    _refresh(backbone, image_list, folder)

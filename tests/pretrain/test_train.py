@@ -15,7 +15,7 @@ from pretrain import checkpoint
 from pretrain import train as train_module
 from pretrain.checkpoint import DivergedError, ResumeError
 from pretrain.config import PretrainConfig
-from pretrain.masks import refresh
+from pretrain.masks import refresh, sources
 from pretrain.methods.cyborgs import Cyborgs
 from pretrain.train import Place, Run
 from sslbench.config import ConfigError, build
@@ -342,6 +342,28 @@ def test_a_signal_within_a_refresh_stops_it_at_once(tiny, image_list, tmp_path, 
     _train(tiny, image_list, tmp_path / "cut")  # the first group's part is there already
     whole = _train(tiny, image_list, tmp_path / "whole")
     assert_equal(_load(tmp_path / "cut"), whole)
+
+
+def test_a_signal_while_fixed_masks_are_made_stops_at_once(tiny, image_list, tmp_path, monkeypatch):
+    table = json.loads(tiny.model_dump_json())
+    table["method"] |= {"warmup_epochs": 0, "refresh_masks_every": 0}
+    table["method"]["masks"]["source"] = "grid"
+    cfg = build(PretrainConfig, table, where="test")
+    original, made = sources.SOURCES["grid"], []
+
+    def signalled(picture):
+        made.append(picture.name)
+        if len(made) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(picture)
+
+    monkeypatch.setattr(sources, "BLOCK", 2)
+    monkeypatch.setitem(sources.SOURCES, "grid", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        _train(cfg, image_list, tmp_path / "run")
+    assert made == list(image_list.names[:5])
+    _train(cfg, image_list, tmp_path / "run")
+    assert made[5:] == list(image_list.names[4:])  # two blocks are there already
 
 
 @pytest.mark.parametrize(

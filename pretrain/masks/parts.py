@@ -1,0 +1,125 @@
+"""Make a mask generation in numbered parts: shared by the processes, kept through interruptions.
+
+Each part is a file beside the generation (``epoch_0006.partial/part_000017.npz``) and its content
+depends on nothing but its number. So the joined generation depends neither on the number of
+processes nor on where the work was interrupted.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
+from sslbench import dist
+from sslbench.files import atomic_path, read_json, write_json
+from sslbench.log import RunLog
+
+Part = dict[int, MaskEntry]  # index of the image -> its masks
+
+# Manifest keys that came later, with what held before: older generations stay valid.
+ADDED_KEYS = {"refine": "none", "metric": "cosine"}
+
+
+def make_in_parts(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    num_parts: int,
+    make: Callable[[Sequence[int]], Iterable[Part]],
+    label: str,
+    log: RunLog,
+) -> MaskStore:
+    """Make the generation ``folder``, or finish or reuse what an interrupted run left of it.
+
+    Args:
+        manifest: JSON values that decide the masks, ``images_id`` among them; anything made under
+            another manifest is thrown away.
+        make: yields the parts of the given numbers, in their order.
+        label: what the progress says is being made.
+    """
+    if not _is_made(folder, manifest):
+        parts_dir = folder.with_name(f"{folder.name}.partial")
+        if dist.is_main():
+            _prepare(parts_dir, manifest)
+        dist.barrier()
+        make_missing(parts_dir, num_parts, make, label, log)
+        dist.barrier()
+        if dist.is_main():
+            write_store(folder, _in_image_order(parts_dir, num_parts), manifest)
+            shutil.rmtree(parts_dir)
+        dist.barrier()
+    return MaskStore(folder, manifest["images_id"])
+
+
+def make_missing(
+    parts_dir: Path,
+    num_parts: int,
+    make: Callable[[Sequence[int]], Iterable[Part]],
+    label: str,
+    log: RunLog,
+) -> None:
+    """Make and keep those of this process's parts that are not there yet."""
+    mine = range(dist.rank(), num_parts, dist.world_size())
+    missing = [number for number in mine if not _part_path(parts_dir, number).exists()]
+    with log.progress(len(mine), label, initial=len(mine) - len(missing)) as bar:
+        for number, part in zip(missing, make(missing), strict=True):
+            _save(_part_path(parts_dir, number), part)
+            bar.advance()
+
+
+def _is_made(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    path = folder / "manifest.json"
+    return path.exists() and _as_json(manifest).items() <= _as_json(read_json(path)).items()
+
+
+def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """As it reads back from disk, with the keys that came later."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in manifest.items()}
+    return ADDED_KEYS | plain
+
+
+def _prepare(parts_dir: Path, manifest: Mapping[str, Any]) -> None:
+    """Keep an interrupted run's parts only if they were made under the same manifest."""
+    path = parts_dir / "manifest.json"
+    wanted = _as_json(manifest)
+    if parts_dir.exists() and not (path.exists() and _as_json(read_json(path)) == wanted):
+        shutil.rmtree(parts_dir)
+    parts_dir.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_json(path, wanted)
+
+
+def _part_path(parts_dir: Path, number: int) -> Path:
+    return parts_dir / f"part_{number:06d}.npz"
+
+
+def _save(path: Path, part: Part) -> None:
+    entries = part.values()
+    with atomic_path(path) as scratch, scratch.open("wb") as file:
+        np.savez(
+            file,
+            members=np.array(list(part), np.int64),
+            facts=np.array([(e.height, e.width, e.clusters, e.group) for e in entries], np.int64),
+            labels=np.concatenate([entry.labels_hw.ravel() for entry in entries]),
+        )
+
+
+def _load(path: Path) -> Part:
+    part, start = {}, 0
+    with np.load(path) as arrays:
+        labels = arrays["labels"]
+        for index, facts in zip(arrays["members"].tolist(), arrays["facts"].tolist(), strict=True):
+            h, w = stored_size(*facts[:2])
+            part[index] = MaskEntry(labels[start : start + h * w].reshape(h, w), *facts)
+            start += h * w
+    return part
+
+
+def _in_image_order(parts_dir: Path, num_parts: int) -> Iterator[MaskEntry]:
+    entries: Part = {}
+    for number in range(num_parts):
+        entries |= _load(_part_path(parts_dir, number))
+    for index in range(len(entries)):
+        yield entries[index]

@@ -1,0 +1,73 @@
+"""Selective-search boxes: which are kept, and what OpenCV must have."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from pretrain.masks.boxes import box_labels, select
+from pretrain.masks.store import MaskError
+
+
+def _boxes(*rows):
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def test_boxes_are_kept_from_the_largest_on_unless_a_larger_one_covers_them():
+    large, alike, part, far = (0, 0, 90, 90), (0, 0, 80, 80), (10, 10, 50, 40), (100, 0, 140, 40)
+    kept = select(_boxes(part, alike, far, large), min_side=20)
+    assert kept.tolist() == [list(large), list(far), list(part)]
+
+
+def test_small_and_elongated_boxes_are_left_out():
+    assert len(select(_boxes((0, 0, 19, 40), (0, 0, 100, 30)), min_side=20)) == 0
+
+
+def test_the_order_in_which_boxes_are_found_does_not_matter():
+    generator = np.random.default_rng(0)
+    corners = generator.integers(0, 200, (300, 2))
+    boxes = np.concatenate([corners, corners + generator.integers(20, 80, (300, 2))], axis=1)
+    shuffled = generator.permutation(boxes)
+    assert np.array_equal(select(boxes, 20), select(shuffled, 20))
+
+
+def test_at_most_255_boxes_are_kept():
+    corners = np.stack(np.meshgrid(np.arange(20), np.arange(20)), 2).reshape(-1, 2) * 30
+    boxes = np.concatenate([corners, corners + 30], axis=1)
+    assert len(select(boxes, 20)) == 255
+
+
+def test_without_the_contrib_modules_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MaskError, match="the extra 'boxes'"):
+        box_labels(np.zeros((40, 40, 3), np.uint8))
+
+
+@pytest.fixture
+def contrib():
+    """OpenCV with its contrib modules."""
+    cv2 = pytest.importorskip("cv2", reason="the extra 'boxes' is not installed")
+    if not hasattr(cv2, "ximgproc"):
+        pytest.skip("the extra 'boxes' is not installed: cv2 has no ximgproc")
+
+
+def _scene():
+    image = np.full((160, 240, 3), 90, np.uint8)
+    image[30:110, 40:120] = (220, 40, 30)
+    image[50:130, 150:220] = (30, 60, 230)
+    return np.clip(image + np.random.default_rng(0).normal(0, 4, image.shape), 0, 255).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.usefixtures("contrib")
+def test_boxes_surround_what_stands_out():
+    labels = box_labels(_scene())
+    red, blue, corner = labels[8, 10], labels[11, 23], labels[19, 0]
+    assert len({red, blue, corner}) == 3
+
+
+@pytest.mark.usefixtures("contrib")
+def test_the_same_picture_has_the_same_boxes():
+    first = box_labels(_scene())
+    assert all(np.array_equal(box_labels(_scene()), first) for _ in range(3))
