@@ -63,8 +63,8 @@ def refresh(
         "backbone": weights_id(backbone),
         **asdict(settings),
     }
+    parts_dir = folder.with_name(f"{folder.name}.partial")
     if not _is_made(folder, manifest):
-        parts_dir = folder.with_name(f"{folder.name}.partial")
         if dist.is_main():
             _prepare_parts(parts_dir, manifest)
         dist.barrier()
@@ -73,8 +73,9 @@ def refresh(
         dist.barrier()
         if dist.is_main():
             write_store(folder, _in_image_order(parts_dir, len(groups)), manifest)
-            shutil.rmtree(parts_dir)
         dist.barrier()
+    if dist.is_main() and parts_dir.exists():  # also those that a kill left while they went
+        shutil.rmtree(parts_dir)
     return MaskStore(folder, images_id)
 
 
