@@ -21,6 +21,7 @@ from pretrain.train import Place, Run
 from sslbench.config import ConfigError, build
 from sslbench.files import FileError, sweep_scratch
 from sslbench.log import RunLog, read_metrics
+from tests.pretrain.compare import assert_equal, masks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,27 +36,6 @@ def _train(cfg, image_list, folder: Path) -> dict:
 
 def _load(folder: Path) -> dict:
     return torch.load(folder / "checkpoints/last.pt", weights_only=True)
-
-
-def assert_equal(first, second, where="") -> None:
-    """Compare nested containers of tensors bit by bit."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list | tuple):
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f"{where}[{index}]")
-    else:
-        assert first == second, where
-
-
-def _masks(folder: Path) -> dict[str, bytes]:
-    files = (path for path in (folder / "masks").rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_run_leaves_what_it_promises(tiny, image_list, tmp_path):
@@ -112,7 +92,7 @@ def test_a_run_stopped_anywhere_resumes_bit_equal(
         _train(cfg, image_list, tmp_path / "cut")
     monkeypatch.undo()
     assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
-    assert _masks(tmp_path / "cut") == _masks(tmp_path / "whole")
+    assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
     rows = read_metrics(tmp_path / "cut/metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(8))
 
@@ -422,4 +402,4 @@ def test_a_kill_inside_a_write_is_survived_bit_equal(where, tiny, image_dir, ima
         assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
     finally:
         torch.set_num_threads(threads)
-    assert _masks(tmp_path / "cut") == _masks(tmp_path / "whole")
+    assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
