@@ -6,7 +6,7 @@ view).
 Shape letters: B images of this process, S pixels along a crop's side, R sampled masks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from pretrain.masks.store import MaskStore
 from pretrain.views import cut_image, cut_labels, draw_crop
 from sslbench import dist
 from sslbench.datasets import DataError, ImageList, decode_rgb
+from sslbench.interrupt import held_back, obey_parent_only
 from sslbench.rng import numpy_generator
 
 
@@ -186,21 +187,23 @@ def make_loader(
     epoch: int,
     first_step: int = 0,
     num_workers: int = 0,
-) -> Iterable[Batch]:
-    """Batches of one epoch, from ``first_step`` on.
+) -> Iterator[Batch]:
+    """Start serving the batches of one epoch, from ``first_step`` on.
 
     Args:
         batch_size: over all processes.
         epoch: from 1; 0 serves the calibration before the first epoch.
     """
     order = rank_share(epoch_order(len(images), batch_size, seed, epoch))
-    loader: Iterable[Batch] = DataLoader(
+    loader = DataLoader(
         ViewDataset(images, masks, spec, seed, epoch),
         batch_sampler=order[first_step:].tolist(),
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=obey_parent_only,
     )
-    return loader
+    with held_back():
+        return iter(loader)
 
 
 def to_device(batch: Batch, step: int, device: torch.device) -> Batch:
