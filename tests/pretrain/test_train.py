@@ -169,6 +169,24 @@ def test_without_warmup_the_statistics_are_calibrated_first(
     )
 
 
+def test_warmup_steps_leave_all_behind_the_clustering_layer_as_it_was(tiny, image_list, tmp_path):
+    """Optimizer with its weight decay, moving average and BatchNorm included."""
+    table = json.loads(tiny.model_dump_json())
+    table["method"] |= {"warmup_epochs": 2, "refresh_masks_every": 0}
+    table["optimizer"]["weight_decay"] = 0.1
+    table["schedule"] |= {"epochs": 3, "keep_epochs": [2]}
+    cfg = build(PretrainConfig, table, where="test")
+    start = train_module.lookup(train_module.METHODS, "cyborgs", "")(cfg).state_dict()
+    _train(cfg, image_list, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/epoch_0002.pt"
+    model = torch.load(path, weights_only=True)["model"]
+    behind = ("projector", "predictor", "layer3", "layer4")
+    untouched = {name for name in start if any(part in name for part in behind)}
+    changed = {name for name in start if not torch.equal(model[name], start[name])}
+    assert len(untouched) > 50 and not changed & untouched
+    assert {"online.backbone.conv1.weight", "target.backbone.conv1.weight"} <= changed
+
+
 def test_fixed_masks_train_from_the_first_epoch(tiny, image_list, tmp_path):
     table = json.loads(tiny.model_dump_json())
     table["method"] |= {"warmup_epochs": 0, "refresh_masks_every": 0}
@@ -303,6 +321,35 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_bit_equal(
     assert after == handlers
     assert _load(tmp_path / "cut")["step"] == step + 1
     monkeypatch.undo()
+    assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_saving_leaves_the_last_checkpoint_whole(
+    number, tiny, image_list, tmp_path, monkeypatch
+):
+    """Once asks to save and leave, twice means now: without waiting for the file."""
+    whole = _train(tiny, image_list, tmp_path / "whole")
+    write, update = torch.save, Run.update
+
+    def signalled(self, batch, plan, epoch):
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+        return update(self, batch, plan, epoch)
+
+    def impatient(payload, file):
+        if payload["step"] == 3:
+            file.write(b"half a checkpoint")
+            os.kill(os.getpid(), number)
+        write(payload, file)
+
+    monkeypatch.setattr(Run, "update", signalled)
+    monkeypatch.setattr(torch, "save", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, image_list, tmp_path / "cut")
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["last.pt"]
+    assert _load(tmp_path / "cut")["step"] == 2
     assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
 
 
