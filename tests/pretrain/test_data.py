@@ -68,6 +68,16 @@ def test_workers_change_nothing(image_list):
     assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_named_without_a_traceback(num_workers, image_list):
+    """torch puts a worker's traceback into the message of what the worker raised."""
+    (image_list.base / image_list.name(3)).write_bytes(b"no image")
+    with pytest.raises(DataError) as raised:
+        _batches(image_list, batch_size=10, num_workers=num_workers)
+    assert str(raised.value).startswith("image image_03.png (8 bytes) cannot be decoded")
+    assert "Traceback" not in str(raised.value)
+
+
 def test_starting_later_gives_the_rest_of_the_epoch(image_list):
     whole, rest = _batches(image_list), _batches(image_list, first_step=1)
     assert _same(whole[1], rest[0])
