@@ -36,6 +36,7 @@ PHASES = (
     "finishing",
 )
 MOST_EVENTS = 5  # that an attempt is left to finish before the kill is drawn
+SLACK = 3  # events at most until the kill: a machine that turns fast must not finish the run
 
 
 class Watched:
@@ -110,7 +111,9 @@ def kill_once(child: int, watched: Watched, moments: random.Random, seconds: flo
     while watched.now()[1] < wanted:
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "a run ended before its kill"
         time.sleep(seconds / 20)
-    time.sleep(moments.uniform(0, 2 * seconds))
+    moment = time.monotonic() + moments.uniform(0, 2 * seconds)
+    while time.monotonic() < moment and watched.now()[1] < wanted + SLACK:
+        time.sleep(seconds / 50)
     os.kill(child, signal.SIGKILL)
     _, ended = os.waitpid(child, 0)
     assert os.WIFSIGNALED(ended), "a run ended before its kill"

@@ -108,7 +108,7 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_continues(
 
 @pytest.mark.slow
 def test_two_processes_continue_what_one_began_to_the_same_losses(config, image_dir, tmp_path):
-    path, out = config(60, GRID | {"clustering_every": 2}), tmp_path / "run"
+    path, out = config(40, GRID | {"clustering_every": 2}), tmp_path / "run"
     run(1, path, image_dir, tmp_path / "whole", "double")
     one = start(1, path, image_dir, out, "double")
     wait_for_steps(out, 3, one)
@@ -116,8 +116,8 @@ def test_two_processes_continue_what_one_began_to_the_same_losses(config, image_
     said, _ = one.communicate(timeout=120)
     assert one.returncode == 130, said
     said = run(2, path, image_dir, out, "double")
-    begun = int(re.search(r"continuing after step (\d+) of 60", said)[1])
-    assert 3 <= begun < 60
+    begun = int(re.search(r"continuing after step (\d+) of 40", said)[1])
+    assert 3 <= begun < 40
     assert losses(out) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
