@@ -5,81 +5,57 @@
 Bare: two online forward passes and one backward over both, two target forward passes without
 gradient, MLP heads on equally many rows, same shapes, precision and memory format; a trivial loss,
 no optimizer. The step adds masks, sampling, pooling, losses, k-means, LARS and the moving average.
+
+The first table is of the precision asked for in the loop's memory format (channels-last), the
+second of other precisions and formats. The third tells where the time of a step goes; augmentation
+is part of it, but not of the ratios. All take turns in one run.
 """
 
 import statistics
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 import typer
-from torch import Tensor
 
 from benchmarks.measure import hardware, interleaved, keep, print_table, spread
-from pretrain.config import PretrainConfig
-from pretrain.data import Batch, View
-from pretrain.estimate import synthetic_batch
-from pretrain.fusion import fuse
+from benchmarks.step_work import BARE, PLANS, Bench, Run, Setting
+from benchmarks.stopwatch import Stopwatch
 from pretrain.meter import peak_memory
-from pretrain.methods.cyborgs import Cyborgs, build
-from pretrain.optimizers import build_optimizer
-from pretrain.precision import at_least_fp32, autocast
-from pretrain.schedule import EpochPlan
-from pretrain.train import sum_of
 
-PLAIN = EpochPlan(refresh_masks=False, contrast=True, clustering_weight=0.0, clusters=(2, 256))
-CLUSTERED = EpochPlan(
-    refresh_masks=False, contrast=True, clustering_weight=0.1, clusters=(129, 129)
-)  # the mean of 2..256
 GOALS = {"plain": 1.06, "with clustering": 1.20}
+SETTINGS = (
+    Setting("fp32", "contiguous"),
+    Setting("fp32", "channels-last"),
+    Setting("bf16", "channels-last"),
+)
 
 
-def full_step(
-    method: Cyborgs, cfg: PretrainConfig, batch: Batch, plan: EpochPlan
-) -> Callable[[], object]:
-    """The step as the loop takes it."""
-    optimizer = build_optimizer(cfg.optimizer, method)
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-6  # the weights must not run away over the repeats
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        parts = batch.parts(1)
-        output = method(parts[0], method.prepare(parts, plan), plan)
-        sum_of(output.terms).backward()
-        optimizer.step()
-        method.update_target(0.5)
-
-    return run
+def ratios(seconds: dict[str, list[float]], num_images: int) -> list[dict[str, Any]]:
+    """One row per variant, against the bare network."""
+    bare = statistics.median(seconds[BARE])
+    return [
+        {
+            "variant": variant,
+            **spread(values),
+            "ratio": statistics.median(values) / bare,
+            "goal": GOALS.get(variant, ""),
+            "images/s": num_images / statistics.median(values),
+        }
+        for variant, values in seconds.items()
+    ]
 
 
-def bare_step(method: Cyborgs, cfg: PretrainConfig, batch: Batch) -> Callable[[], object]:
-    """Networks alone."""
-    layers, count = method.contrast_layers, cfg.method.masks_per_view
-
-    def rows(branch: torch.nn.Module, view: View) -> Tensor:
-        with autocast(cfg.precision, view.images_B3SS.device):
-            maps = branch.backbone.maps(view.images_B3SS, layers)
-            maps = {name: at_least_fp32(map_BDhw) for name, map_BDhw in maps.items()}
-            fused = fuse(maps, layers, cfg.method.contrast_grid, cfg.method.fusion)
-            vectors = fused.flatten(2)[:, :, :count].transpose(1, 2)
-            projected: Tensor = branch.projector(vectors)
-        return projected
-
-    def run() -> None:
-        method.zero_grad(set_to_none=True)
-        total = batch.views[0].images_B3SS.new_zeros(())
-        for view in batch.views:
-            projected = rows(method.online, view)
-            with autocast(cfg.precision, projected.device):
-                total = total + method.online.predictor(projected).float().square().mean()
-        with torch.no_grad():
-            for view in batch.views:
-                rows(method.target, view)
-        total.backward()
-
-    return run
+def by_setting(
+    seconds: Mapping[tuple[Setting, str], list[float]], num_images: int
+) -> dict[Setting, list[dict[str, Any]]]:
+    """Rows of every setting, each against the bare network of its own."""
+    tables = {}
+    for setting in dict.fromkeys(setting for setting, _ in seconds):
+        own = {name: values for (of, name), values in seconds.items() if of == setting}
+        tables[setting] = ratios(own, num_images)
+    return tables
 
 
 def main(
@@ -91,36 +67,38 @@ def main(
     name: Annotated[str, typer.Option(help="Write benchmarks/results/NAME.json.")] = "",
 ) -> None:
     """Print seconds and ratios to the bare network, of a plain step and one with clustering."""
-    cfg = PretrainConfig.model_validate({"batch_size": batch, "precision": precision})
-    where = torch.device(device)
-    method = build(cfg).to(where, memory_format=torch.channels_last).train()
-    data = synthetic_batch(method.view_spec, batch, where)
-    variants = {
-        "bare network": bare_step(method, cfg, data),
-        "plain": full_step(method, cfg, data, PLAIN),
-        "with clustering": full_step(method, cfg, data, CLUSTERED),
-    }
+    where, asked = torch.device(device), Setting(precision, "channels-last")
+    bench = Bench(asked, batch, where)
     if memory:
         for _ in range(3):
-            variants[memory]()
+            bench.runs()[memory]()
         print(f"{memory}: peak {peak_memory(where) / 2**30:.3f} GiB")
         sys.exit()
-    seconds = interleaved(variants, repeats, where)
-    bare = statistics.median(seconds["bare network"])
-    table = [
-        {
-            "variant": variant,
-            **spread(values),
-            "ratio": statistics.median(values) / bare,
-            "goal": GOALS.get(variant, ""),
-            "images/s": batch / statistics.median(values),
-        }
-        for variant, values in seconds.items()
+    benches = {asked: bench} | {s: Bench(s, batch, where) for s in SETTINGS if s != asked}
+    watches = {kind: Stopwatch(where) for kind in PLANS}
+    variants: dict[tuple[Any, str], Run] = {
+        (setting, variant): run
+        for setting, of in benches.items()
+        for variant, run in of.runs().items()
+    }
+    clocked = {
+        ("by part", kind): bench.run_by_part(plan, watches[kind]) for kind, plan in PLANS.items()
+    }
+    seconds = interleaved(variants | clocked, repeats, where)
+    tables = by_setting({key: seconds[key] for key in variants}, batch)
+    settings = [
+        {"precision": setting.precision, "memory_format": setting.memory_format, **row}
+        for setting, rows in tables.items()
+        for row in rows
     ]
-    print_table(table)
+    parts = [{"step": kind, **row} for kind, watch in watches.items() for row in watch.split()]
+    for rows in (tables[asked], settings, parts):
+        print_table(rows)
+        print()
     if name:
-        settings = {"batch": batch, "repeats": repeats, "precision": precision}
-        print(keep(name, {**settings, "hardware": hardware(where), "table": table}))
+        said = {"batch": batch, "repeats": repeats, "precision": precision}
+        found = {"table": tables[asked], "settings": settings, "parts": parts}
+        print(keep(name, {**said, "hardware": hardware(where), **found}))
 
 
 if __name__ == "__main__":

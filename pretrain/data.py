@@ -6,7 +6,7 @@ view).
 Shape letters: B images of this process, S pixels along a crop's side, R sampled masks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from pretrain.masks.store import MaskStore
 from pretrain.views import Interpolation, cut_image, cut_labels, draw_crop
 from sslbench import dist
 from sslbench.datasets import DataError, ImageList, decode_rgb
+from sslbench.interrupt import held_back, obey_parent_only
 from sslbench.rng import numpy_generator
 
 
@@ -103,8 +104,12 @@ class _Item:
     uniforms_R: np.ndarray
 
 
-class ViewDataset(Dataset[tuple[int, list[_Item]]]):
-    """Views of single images for one epoch."""
+class ViewDataset(Dataset[tuple[int, list[_Item]] | DataError]):
+    """Views of single images for one epoch.
+
+    An image that cannot be used is an error that is returned: one that is raised in a worker would
+    reach the user as a traceback.
+    """
 
     def __init__(
         self, images: ImageList, masks: MaskStore | None, spec: ViewSpec, seed: int, epoch: int
@@ -115,7 +120,13 @@ class ViewDataset(Dataset[tuple[int, list[_Item]]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[int, list[_Item]]:
+    def __getitem__(self, index: int) -> tuple[int, list[_Item]] | DataError:
+        try:
+            return index, self._views(index)
+        except DataError as error:
+            return error
+
+    def _views(self, index: int) -> list[_Item]:
         image_HW3 = decode_rgb(self.images.read(index), self.images.name(index))
         if self.masks is not None and self.masks.image_size(index) != image_HW3.shape[:2]:
             raise DataError(
@@ -123,7 +134,7 @@ class ViewDataset(Dataset[tuple[int, list[_Item]]]):
                 f"but its mask was made for {self.masks.image_size(index)}; it changed since"
             )
         views = range(len(self.spec.recipes))
-        return index, [self._view(image_HW3, index, view) for view in views]
+        return [self._view(image_HW3, index, view) for view in views]
 
     def _view(self, image_HW3: np.ndarray, index: int, view: int) -> _Item:
         generator = numpy_generator(self.seed, "view", self.epoch, index, view)
@@ -141,9 +152,12 @@ class ViewDataset(Dataset[tuple[int, list[_Item]]]):
         )
 
 
-def _collate(items: Sequence[tuple[int, list[_Item]]]) -> Batch:
-    indices = torch.tensor([index for index, _ in items])
-    views = zip(*(parts for _, parts in items), strict=True)
+def _collate(items: Sequence[tuple[int, list[_Item]] | DataError]) -> Batch | DataError:
+    usable = [item for item in items if not isinstance(item, DataError)]
+    if len(usable) < len(items):
+        return next(item for item in items if isinstance(item, DataError))
+    indices = torch.tensor([index for index, _ in usable])
+    views = zip(*(parts for _, parts in usable), strict=True)
     return Batch(step=-1, indices_B=indices, views=tuple(_join(list(view)) for view in views))
 
 
@@ -198,21 +212,33 @@ def make_loader(
     epoch: int,
     first_step: int = 0,
     num_workers: int = 0,
-) -> Iterable[Batch]:
-    """Batches of one epoch, from ``first_step`` on.
+) -> Iterator[Batch]:
+    """Start serving the batches of one epoch, from ``first_step`` on.
 
     Args:
         batch_size: over all processes.
         epoch: from 1; 0 serves the calibration before the first epoch.
+
+    Raises:
+        DataError: while serving: an image cannot be read or does not fit its masks.
     """
     order = rank_share(epoch_order(len(images), batch_size, seed, epoch))
-    loader: Iterable[Batch] = DataLoader(
+    loader = DataLoader(
         ViewDataset(images, masks, spec, seed, epoch),
         batch_sampler=order[first_step:].tolist(),
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=obey_parent_only,
     )
-    return loader
+    with held_back():
+        batches = iter(loader)
+    return map(_usable, batches)
+
+
+def _usable(batch: Batch | DataError) -> Batch:
+    if isinstance(batch, DataError):
+        raise batch
+    return batch
 
 
 def to_device(

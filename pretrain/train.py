@@ -376,12 +376,17 @@ def out_of_memory_explained(cfg: PretrainConfig) -> Iterator[None]:
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        images = cfg.batch_size // (dist.world_size() * cfg.accumulate)
+        share = cfg.batch_size // dist.world_size()  # images of a process
+        finer = [n for n in range(cfg.accumulate + 1, share // 2 + 1) if share % n == 0]
+        ways = "take a smaller crop_size or arch, which changes the run"
+        if finer:
+            ways = (
+                f"accumulate={finer[0]} makes it {share // finer[0]} (the same batch_size, only "
+                f"BatchNorm sees fewer at a time), batch_size={cfg.batch_size // 2} changes the run"
+            )
         raise OutOfMemoryError(
-            f"{images} images at a time do not fit into the GPU's memory; "
-            f"accumulate={2 * cfg.accumulate} halves them (the same batch_size, only BatchNorm "
-            f"sees fewer at a time), batch_size={cfg.batch_size // 2} changes the run; "
-            "either is a new run folder"
+            f"{share // cfg.accumulate} images at a time do not fit into the GPU's memory; {ways}; "
+            "any of it is a new run folder"
         ) from error
 
 

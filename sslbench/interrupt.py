@@ -1,6 +1,8 @@
 """Signals that ask a run to stop: it finishes its step, saves, and the same command continues."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -40,3 +42,33 @@ class StopRequest:
         if self._at_once or self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Deliver no signal within the block, and none ever to a process that starts in it.
+
+    Ctrl-C and schedulers signal every process of a run: a loader worker that dies of it would take
+    the run with it before it has saved.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_parent_only(worker: int = 0) -> None:
+    """Let a worker process end by a signal of its parent, and by nobody else's.
+
+    Args:
+        worker: its number, which loaders pass and nobody needs.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_end_when_parent_asks, daemon=True).start()
+
+
+def _end_when_parent_asks() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

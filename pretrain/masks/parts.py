@@ -39,8 +39,8 @@ def make_in_parts(
         make: yields the parts of the given numbers, in their order.
         label: what the progress says is being made.
     """
+    parts_dir = folder.with_name(f"{folder.name}.partial")
     if not _is_made(folder, manifest):
-        parts_dir = folder.with_name(f"{folder.name}.partial")
         if dist.is_main():
             _prepare(parts_dir, manifest)
         dist.barrier()
@@ -48,8 +48,9 @@ def make_in_parts(
         dist.barrier()
         if dist.is_main():
             write_store(folder, _in_image_order(parts_dir, num_parts), manifest)
-            shutil.rmtree(parts_dir)
         dist.barrier()
+    if dist.is_main() and parts_dir.exists():  # also those that a kill left while they went
+        shutil.rmtree(parts_dir)
     return MaskStore(folder, manifest["images_id"])
 
 

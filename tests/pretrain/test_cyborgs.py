@@ -187,6 +187,12 @@ def test_the_same_step_draws_the_same_clusters_and_another_step_others(tiny, bat
     assert len(set(drawn[1:])) > 1
 
 
+def test_the_clustering_losss_k_reaches_both_ends_of_its_range(tiny):
+    method = build(tiny)
+    drawn = {method.consistency.num_clusters(step, 0, (2, 256)) for step in range(3000)}
+    assert (min(drawn), max(drawn)) == (2, 256)
+
+
 def test_the_target_starts_equal_and_follows(tiny):
     method = build(tiny)
     online, target = method.online.backbone.conv1.weight, method.target.backbone.conv1.weight

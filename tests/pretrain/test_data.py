@@ -9,7 +9,7 @@ from pretrain.data import ViewSpec, epoch_order, make_loader, rank_share, to_dev
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
 from pretrain.methods.cyborgs import RECIPES
-from sslbench.datasets import DataError, images_id
+from sslbench.datasets import DataError, decode_rgb, images_id
 from sslbench.log import RunLog
 
 SPEC = ViewSpec(RECIPES, crop_size=32, num_uniforms=4)
@@ -68,6 +68,16 @@ def test_workers_change_nothing(image_list):
     assert all(_same(a, b) for a, b in zip(alone, helped, strict=True))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_named_without_a_traceback(num_workers, image_list):
+    """torch puts a worker's traceback into the message of what the worker raised."""
+    (image_list.base / image_list.name(3)).write_bytes(b"no image")
+    with pytest.raises(DataError) as raised:
+        _batches(image_list, batch_size=10, num_workers=num_workers)
+    assert str(raised.value).startswith("image image_03.png (8 bytes) cannot be decoded")
+    assert "Traceback" not in str(raised.value)
+
+
 def test_starting_later_gives_the_rest_of_the_epoch(image_list):
     whole, rest = _batches(image_list), _batches(image_list, first_step=1)
     assert _same(whole[1], rest[0])
@@ -98,6 +108,38 @@ def test_views_carry_labels_once_there_are_masks(image_list, tmp_path):
         assert view.labels_BSS.max() <= 24
         assert view.images_B3SS.dtype == torch.float32
     assert _batches(image_list)[0].views[0].labels_BSS is None
+
+
+def test_stored_masks_reach_the_views_as_a_full_size_map_would(image_list, tmp_path):
+    """Round trip against the label map enlarged to the image; they part at cell borders only."""
+    generator = np.random.default_rng(0)
+    sizes = [decode_rgb(image_list.read(i), "").shape[:2] for i in range(len(image_list))]
+    stored = [generator.integers(0, 256, stored_size(*size), dtype=np.uint8) for size in sizes]
+    entries = [MaskEntry(m, *s, 256, 0) for m, s in zip(stored, sizes, strict=True)]
+    identity = images_id(image_list)
+    write_store(tmp_path / "m", entries, {"images_id": identity})
+    for batch in _batches(image_list, MaskStore(tmp_path / "m", identity)):
+        for view in batch.views:
+            for row, index in enumerate(batch.indices_B.tolist()):
+                box, flip = view.geometry.box_B4[row].tolist(), bool(view.geometry.flip_B[row])
+                expected, near_border = _full_size_view(stored[index], sizes[index], box, flip)
+                same = view.labels_BSS[row].numpy() == expected
+                assert (same | near_border).all() and same.mean() > 0.9
+
+
+def _full_size_view(stored_hw, size, box, flip):
+    """Crop of the enlarged map, and which of its pixels have another label beside them."""
+    height, width = size
+    rows = ((np.arange(height) + 0.5) * stored_hw.shape[0] / height).astype(int)
+    columns = ((np.arange(width) + 0.5) * stored_hw.shape[1] / width).astype(int)
+    whole = stored_hw[rows][:, columns]
+    padded = np.pad(whole, 1, mode="edge")
+    around = [padded[i : i + height, j : j + width] != whole for i, j in np.ndindex(3, 3)]
+    x, y, w, h = box
+    place = (np.arange(32) + 0.5) / 32
+    down, across = (y + place * h).astype(int), (x + place * w).astype(int)
+    cut = np.ix_(down, across[::-1] if flip else across)
+    return whole[cut], np.any(around, axis=0)[cut]
 
 
 def test_a_mask_of_another_image_size_is_refused(image_list, tmp_path):

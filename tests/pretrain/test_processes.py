@@ -111,19 +111,38 @@ def test_two_processes_probe_as_one(config, image_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_run_and_the_same_command_continues(config, image_dir, tmp_path):
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_dies_ends_the_run_and_the_same_command_continues(
+    dead, config, image_dir, tmp_path
+):
     path, out = config(60, GRID), tmp_path / "run"
     ranks = start_ranks(path, image_dir, out)
     wait_for_steps(out, 3, ranks[0])
-    ranks[1].kill()
-    said, _ = ranks[0].communicate(timeout=120)
-    assert ranks[0].returncode == 1
-    assert "error: rank 0 of 2: another process of this run died" in said
+    ranks[dead].kill()
+    alive = ranks[1 - dead]
+    said, _ = alive.communicate(timeout=120)
+    assert alive.returncode == 1
+    assert f"error: rank {1 - dead} of 2: another process of this run died" in said
     assert "Traceback" not in said
     assert status(out) == "resumable"
     said = run(1, path, image_dir, out)  # one process may continue what two began
     assert int(re.search(r"continuing after step (\d+) of 60", said)[1]) >= 2
     assert len(losses(out)) == 60 and status(out) == "done"
+
+
+@pytest.mark.slow
+def test_two_processes_continue_what_one_began_to_the_same_losses(config, image_dir, tmp_path):
+    path, out = config(40, GRID | {"clustering_every": 2}), tmp_path / "run"
+    run(1, path, image_dir, tmp_path / "whole", "double")
+    one = start(1, path, image_dir, out, "double")
+    wait_for_steps(out, 3, one)
+    one.send_signal(signal.SIGTERM)
+    said, _ = one.communicate(timeout=120)
+    assert one.returncode == 130, said
+    said = run(2, path, image_dir, out, "double")
+    begun = int(re.search(r"continuing after step (\d+) of 40", said)[1])
+    assert 3 <= begun < 40
+    assert losses(out) == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_a_finished_generation_is_not_made_again(backbone, image_list, tmp_path,
     _refresh(backbone, image_list, folder)
     monkeypatch.setattr(refresh_module, "cluster_group", lambda *_: pytest.fail("made again"))
     _refresh(backbone, image_list, folder)
+
+
+def test_a_kill_while_the_parts_are_removed_leaves_none_of_them(
+    backbone, image_list, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run/epoch_0002"
+
+    def killed(parts_dir):
+        (parts_dir / "manifest.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _refresh(backbone, image_list, folder)
+    monkeypatch.undo()
+    before = _bytes(folder)
+    _refresh(backbone, image_list, folder)
+    assert _bytes(folder) == before
+    assert not folder.with_name("epoch_0002.partial").exists()
 
 
 def test_k_reaches_both_ends_of_its_range():

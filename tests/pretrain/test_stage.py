@@ -21,6 +21,7 @@ from sslbench.files import file_sha256
 from sslbench.log import RunLog
 from sslbench.results import read_results
 from sslbench.stage import StageContext, StageError, run_standalone
+from tests.pretrain.commands import write_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,22 +152,10 @@ def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_folder_of_images_from_the_command_line(image_dir, tiny, tmp_path):
-    lines = [
-        f"{key} = {json.dumps(value)}" for key, value in _flat(json.loads(tiny.model_dump_json()))
-    ]
-    config = tmp_path / "tiny.toml"
-    config.write_text("\n".join(line for line in lines if not line.startswith("images")))
+    config = write_toml(tiny, tmp_path / "tiny.toml")
     done = _command(str(config), f"images={image_dir}", "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == tmp_path / "run/checkpoints/last.pt"
-
-
-def _flat(table, prefix=""):
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 @pytest.mark.parametrize(

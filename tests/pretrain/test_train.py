@@ -21,6 +21,7 @@ from pretrain.train import Place, Run
 from sslbench.config import ConfigError, build
 from sslbench.files import FileError, sweep_scratch
 from sslbench.log import RunLog, read_metrics
+from tests.pretrain.compare import assert_equal, masks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,27 +36,6 @@ def _train(cfg, image_list, folder: Path) -> dict:
 
 def _load(folder: Path) -> dict:
     return torch.load(folder / "checkpoints/last.pt", weights_only=True)
-
-
-def assert_equal(first, second, where="") -> None:
-    """Compare nested containers of tensors bit by bit."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_equal(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, list | tuple):
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f"{where}[{index}]")
-    else:
-        assert first == second, where
-
-
-def _masks(folder: Path) -> dict[str, bytes]:
-    files = (path for path in (folder / "masks").rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_a_run_leaves_what_it_promises(tiny, image_list, tmp_path):
@@ -112,7 +92,7 @@ def test_a_run_stopped_anywhere_resumes_bit_equal(
         _train(cfg, image_list, tmp_path / "cut")
     monkeypatch.undo()
     assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
-    assert _masks(tmp_path / "cut") == _masks(tmp_path / "whole")
+    assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
     rows = read_metrics(tmp_path / "cut/metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(8))
 
@@ -187,6 +167,24 @@ def test_without_warmup_the_statistics_are_calibrated_first(
         seen[0][1],
         train_module.lookup(train_module.METHODS, "cyborgs", "")(cfg).online_backbone.conv1.weight,
     )
+
+
+def test_warmup_steps_leave_all_behind_the_clustering_layer_as_it_was(tiny, image_list, tmp_path):
+    """Optimizer with its weight decay, moving average and BatchNorm included."""
+    table = json.loads(tiny.model_dump_json())
+    table["method"] |= {"warmup_epochs": 2, "refresh_masks_every": 0}
+    table["optimizer"]["weight_decay"] = 0.1
+    table["schedule"] |= {"epochs": 3, "keep_epochs": [2]}
+    cfg = build(PretrainConfig, table, where="test")
+    start = train_module.lookup(train_module.METHODS, "cyborgs", "")(cfg).state_dict()
+    _train(cfg, image_list, tmp_path / "run")
+    path = tmp_path / "run/checkpoints/epoch_0002.pt"
+    model = torch.load(path, weights_only=True)["model"]
+    behind = ("projector", "predictor", "layer3", "layer4")
+    untouched = {name for name in start if any(part in name for part in behind)}
+    changed = {name for name in start if not torch.equal(model[name], start[name])}
+    assert len(untouched) > 50 and not changed & untouched
+    assert {"online.backbone.conv1.weight", "target.backbone.conv1.weight"} <= changed
 
 
 def test_fixed_masks_train_from_the_first_epoch(tiny, image_list, tmp_path):
@@ -326,6 +324,35 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_bit_equal(
     assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_while_saving_leaves_the_last_checkpoint_whole(
+    number, tiny, image_list, tmp_path, monkeypatch
+):
+    """Once asks to save and leave, twice means now: without waiting for the file."""
+    whole = _train(tiny, image_list, tmp_path / "whole")
+    write, update = torch.save, Run.update
+
+    def signalled(self, batch, plan, epoch):
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+        return update(self, batch, plan, epoch)
+
+    def impatient(payload, file):
+        if payload["step"] == 3:
+            file.write(b"half a checkpoint")
+            os.kill(os.getpid(), number)
+        write(payload, file)
+
+    monkeypatch.setattr(Run, "update", signalled)
+    monkeypatch.setattr(torch, "save", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny, image_list, tmp_path / "cut")
+    monkeypatch.undo()
+    assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["last.pt"]
+    assert _load(tmp_path / "cut")["step"] == 2
+    assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+
+
 def test_a_signal_within_a_refresh_stops_it_at_once(tiny, image_list, tmp_path, monkeypatch):
     original, made = refresh.cluster_group, []
 
@@ -444,4 +471,4 @@ def test_a_kill_inside_a_write_is_survived_bit_equal(where, tiny, image_dir, ima
         assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
     finally:
         torch.set_num_threads(threads)
-    assert _masks(tmp_path / "cut") == _masks(tmp_path / "whole")
+    assert masks(tmp_path / "cut") == masks(tmp_path / "whole")

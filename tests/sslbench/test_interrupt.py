@@ -1,0 +1,58 @@
+"""What loader workers do with signals."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from sslbench.interrupt import SIGNALS, held_back, obey_parent_only
+
+
+def _work(ready) -> None:
+    obey_parent_only()
+    ready.set()
+    time.sleep(60)
+
+
+def _start_worker() -> multiprocessing.Process:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_work, args=(ready,), daemon=True)
+    with held_back():
+        worker.start()
+    assert ready.wait(30)
+    return worker
+
+
+def test_a_worker_survives_the_signals_of_others():
+    worker = _start_worker()
+    try:
+        for number in SIGNALS:
+            send = f"import os; os.kill({worker.pid}, {int(number)})"
+            subprocess.run([sys.executable, "-c", send], check=True, timeout=60)
+        worker.join(0.3)
+        assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def test_a_worker_ends_when_its_parent_asks():
+    worker = _start_worker()
+    worker.terminate()
+    worker.join(30)
+    assert worker.exitcode == 0
+
+
+def test_a_signal_that_is_held_back_arrives_afterwards():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+    try:
+        with held_back():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            assert not heard
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
