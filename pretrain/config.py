@@ -90,6 +90,11 @@ class ViewsConfig(FrozenConfig):
 class MethodConfig(FrozenConfig):
     """The keys of a method. A method without masks answers as it stands here."""
 
+    @property
+    def reads_annotations(self) -> bool:
+        """Whether the images' annotations are trained on."""
+        return False
+
     def require_fit(self, crop_size: int, epochs: int) -> None:
         """Raise ``ValueError`` where the keys do not fit the run."""
 
@@ -121,6 +126,11 @@ class CyborgsConfig(MethodConfig):
     views: ViewsConfig = ViewsConfig()
     masks: MaskConfig = MaskConfig()
     clustering: ClusteringConfig = ClusteringConfig()
+
+    @property
+    def reads_annotations(self) -> bool:
+        """Whether they are the masks."""
+        return self.masks.source == "ground_truth"
 
     @property
     def uniforms_per_view(self) -> int:
@@ -284,7 +294,7 @@ class PretrainConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _annotations_can_be_found(self) -> Self:
-        if self.method.masks.source == "ground_truth" and not is_data_spec(self.images):
+        if self.method.reads_annotations and not is_data_spec(self.images):
             raise ValueError(
                 f"method.masks.source='ground_truth' needs annotations, and images={self.images!r} "
                 "has none: give a data set with masks, as images='coco2017/train'"

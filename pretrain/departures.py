@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pretrain.config import PretrainConfig
+from pretrain.config import CyborgsConfig, PretrainConfig
 
 Condition = Callable[[PretrainConfig], bool]
 
@@ -121,6 +121,8 @@ SETTINGS = (
 
 def departures_from_paper(cfg: PretrainConfig) -> tuple[str, ...]:
     """Name every departure that holds for ``cfg``: first its settings, then how it is computed."""
+    if not isinstance(cfg.method, CyborgsConfig):
+        return ()  # another paper's method
     settings = (setting.departure(cfg) for setting in SETTINGS)
     computed = {
         "weights of a checkpoint to start from": bool(cfg.init),

@@ -29,8 +29,8 @@ class Pretrain:
 
         A probe's data cannot change the numbers.
         """
-        annotated = self.config.method.masks.source == "ground_truth"
-        return (only("all" if annotated else "images", self.config.images),)
+        part = "all" if self.config.method.reads_annotations else "images"
+        return (only(part, self.config.images),)
 
     def footnotes(self) -> tuple[str, ...]:
         """What stands beside every number that comes from this pretraining."""

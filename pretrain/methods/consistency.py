@@ -78,7 +78,7 @@ class Consistency:
                 continue
             here = slice(images.start - origin, images.stop - origin)
             in_group = [m[here] for m in maps]
-            prototypes = self._cluster(step, number, in_group, plan)
+            prototypes = self.cluster(step, number, in_group, plan)
             weight = (images.stop - images.start) / num_images
             made.append(
                 self._group(images, prototypes, [g[here] for g in geometry], in_group, weight)
@@ -120,9 +120,10 @@ class Consistency:
         generator = numpy_generator(self.seed, "clustering clusters", step, group)
         return int(generator.integers(clusters[0], clusters[1] + 1))
 
-    def _cluster(
+    def cluster(
         self, step: int, number: int, maps: list[Tensor], plan: EpochPlan
     ) -> list[clustering.Prototypes]:
+        """Cluster the two views' maps of one group, each by itself, with the same K."""
         k = self.num_clusters(step, number, plan.clusters)
         return [
             clustering.cluster(

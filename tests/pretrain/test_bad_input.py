@@ -77,8 +77,10 @@ def test_a_batch_without_any_positive_costs_nothing_and_steps_on(tiny, batch):
 def test_fewer_cells_than_clusters_keep_one_column_each(tiny, batch, monkeypatch):
     """Crops of 32 px have 16 cells: a group of two images has 32 points for K = 256."""
     method, made = build(tiny), []
-    original = method._cluster
-    monkeypatch.setattr(method, "_cluster", lambda *a: made.append(original(*a)) or made[-1])
+    original = method.consistency.cluster
+    monkeypatch.setattr(
+        method.consistency, "cluster", lambda *a: made.append(original(*a)) or made[-1]
+    )
     output = _step(method, batch, MANY_CLUSTERS)
     assert {len(p.centers_KD) for pair in made for p in pair} == {32}
     assert torch.isfinite(output.terms["clustering"])

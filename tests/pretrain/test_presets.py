@@ -159,7 +159,7 @@ def test_literal_terms_follow_equation_3_and_only_the_online_view_has_a_gradient
     y = method.online.backbone.maps(batch.views[0].images_B3SS, [layer])[layer].detach()
     other = method.target.backbone.maps(batch.views[1].images_B3SS, [layer])[layer].detach()
     k = method.consistency.num_clusters(batch.step, 0, WARMUP.clusters)
-    made = method.consistency._cluster(batch.step, 0, [y, other], WARMUP)
+    made = method.consistency.cluster(batch.step, 0, [y, other], WARMUP)
     assert [len(one.centers_KD) for one in made] == [k, k]
     places = [view.geometry for view in batch.views]
     expected = losses.consistency_loss(

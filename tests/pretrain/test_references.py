@@ -145,7 +145,7 @@ def test_the_four_terms_of_the_clustering_loss_agree_with_the_loops(seed: int):
 
 @pytest.fixture
 def batch(tiny) -> Batch:
-    made = synthetic_batch(tiny, 4, torch.device("cpu"))
+    made = synthetic_batch(build(tiny).view_spec, 4, torch.device("cpu"))
     boxes = torch.tensor([[0, 0, 30, 20], [5, 9, 40, 40], [7, 7, 9, 9], [0, 1, 64, 48]]).double()
     geometry = [
         Geometry(boxes, torch.tensor([False, True, True, False])),
@@ -169,13 +169,13 @@ def test_a_whole_steps_contrast_agrees_with_the_loops(tiny, batch):
 def test_a_whole_steps_clustering_agrees_with_the_loops(tiny, batch, monkeypatch):
     """Prototypes are the step's own; that online maps, places and groups meet is what is tested."""
     method, made = build(tiny).double(), []
-    original = method._cluster
+    original = method.consistency.cluster
 
     def watching(*arguments):
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(method, "_cluster", watching)
+    monkeypatch.setattr(method.consistency, "cluster", watching)
     output = _terms(method, batch)
     layer = method.clustering_layer
     with torch.no_grad():
