@@ -3,7 +3,6 @@
 python -m pretrain configs/pretrain/cyborgs.toml --data DATA --out runs/my_run
 """
 
-import contextlib
 import copy
 import math
 from collections.abc import Iterable, Iterator
@@ -27,6 +26,7 @@ from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskStore
+from pretrain.memory import out_of_memory_explained, require_equal_parts
 from pretrain.meter import Meter
 from pretrain.methods import METHODS
 from pretrain.methods.base import StepOutput
@@ -353,45 +353,6 @@ class Run:
 def kept_path(folder: Path, epoch: int) -> Path:
     """Checkpoint of an epoch that stays."""
     return folder / "checkpoints" / f"epoch_{epoch:04d}.pt"
-
-
-def require_equal_parts(cfg: PretrainConfig) -> None:
-    """Refuse a batch that processes and accumulation cannot share equally."""
-    world = dist.world_size()
-    if cfg.batch_size % (world * cfg.accumulate):
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} cannot be shared equally by {world} processes with "
-            f"accumulate={cfg.accumulate}: take a multiple of {world * cfg.accumulate}"
-        )
-    if cfg.batch_size // cfg.accumulate < 2:
-        raise ConfigError(
-            f"batch_size {cfg.batch_size} with accumulate={cfg.accumulate} leaves one image at a "
-            "time; BatchNorm needs two: lower accumulate"
-        )
-
-
-@contextlib.contextmanager
-def out_of_memory_explained(cfg: PretrainConfig) -> Iterator[None]:
-    """Say what to try when the GPU is too small."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        share = cfg.batch_size // dist.world_size()  # images of a process
-        finer = [n for n in range(cfg.accumulate + 1, share // 2 + 1) if share % n == 0]
-        ways = "take a smaller crop_size or arch, which changes the run"
-        if finer:
-            ways = (
-                f"accumulate={finer[0]} makes it {share // finer[0]} (the same batch_size, only "
-                f"BatchNorm sees fewer at a time), batch_size={cfg.batch_size // 2} changes the run"
-            )
-        raise OutOfMemoryError(
-            f"{share // cfg.accumulate} images at a time do not fit into the GPU's memory; {ways}; "
-            "any of it is a new run folder"
-        ) from error
-
-
-class OutOfMemoryError(ValueError):
-    """A step that does not fit into the memory of the GPU."""
 
 
 def _listed(numbers: Iterable[float]) -> str:

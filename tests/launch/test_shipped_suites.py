@@ -39,7 +39,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["demo", "twin", "voc_small"])
+@pytest.mark.parametrize("name", ["demo", "learns", "twin", "voc_small"])
 def test_a_shipped_suite_is_planned_without_torch(name, scenes, tmp_path):
     done = python("-c", PRELUDE, "plan", name, "--data", scenes, "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -97,7 +97,7 @@ def test_a_report_says_which_cells_lack_data(on_a_checkpoint):
     assert row.count("no data") == 3 and row.count("not run") == 7
 
 
-@pytest.mark.parametrize("name", ["demo", "twin", "voc_small"])
+@pytest.mark.parametrize("name", ["demo", "learns", "twin", "voc_small"])
 def test_the_random_control_has_the_trunk_of_the_trained_row(name):
     suite = read_toml(SUITES / f"{name}.toml")
     trained, control = suite["row"]
@@ -105,7 +105,7 @@ def test_the_random_control_has_the_trunk_of_the_trained_row(name):
     assert control["random"] == trunk
 
 
-@pytest.mark.parametrize("name", ["demo", "twin", "voc_small"])
+@pytest.mark.parametrize("name", ["demo", "learns", "twin", "voc_small"])
 def test_small_suites_say_that_their_numbers_are_not_for_comparison(name):
     banner = read_toml(SUITES / f"{name}.toml")["banner"]
     assert "not comparable with published numbers" in banner or "mean nothing" in banner

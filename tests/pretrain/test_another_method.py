@@ -15,11 +15,11 @@ from pretrain.methods import METHODS
 from pretrain.methods.base import Method, StepOutput
 from pretrain.photometry import Recipe
 from pretrain.schedule import EpochPlan
-from pretrain.train import Place, Run
-from sslbench.log import RunLog, read_metrics
+from sslbench.log import read_metrics
 from sslbench.resnet import ResNet
 from sslbench.rng import seeded
-from tests.pretrain.test_train import assert_equal
+from tests.pretrain.compare import assert_equal
+from tests.pretrain.runs import train, train_and_stop
 
 
 class QueueConfig(MethodConfig):
@@ -77,16 +77,9 @@ def cfg(tiny, monkeypatch) -> QueueRunConfig:
     return QueueRunConfig(**{n: getattr(tiny, n) for n in type(tiny).model_fields if n != "method"})
 
 
-def _train(cfg, image_list, folder):
-    folder.mkdir(exist_ok=True)
-    with RunLog(folder) as log:
-        Run(cfg, image_list, Place(folder, torch.device("cpu")), log).train()
-    return torch.load(folder / "checkpoints/last.pt", weights_only=True)
-
-
 def test_it_trains_without_masks_and_logs_its_own_values(cfg, image_list, tmp_path):
     assert isinstance(build(cfg), Method)
-    _train(cfg, image_list, tmp_path / "run")
+    train(cfg, image_list, tmp_path / "run")
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
     assert len(rows) == 8
     assert {"pull", "push", "share", "momentum"} <= rows[0].keys()
@@ -96,22 +89,10 @@ def test_it_trains_without_masks_and_logs_its_own_values(cfg, image_list, tmp_pa
 
 
 def test_its_own_state_resumes_bit_equal(cfg, image_list, tmp_path, monkeypatch):
-    whole = _train(cfg, image_list, tmp_path / "whole")
+    whole = train(cfg, image_list, tmp_path / "whole")
     assert (whole["model"]["queue_ND"] != 0).any()
-    original, done = Run.record, []
-
-    def stopping(self, *arguments):
-        original(self, *arguments)
-        done.append(1)
-        if len(done) == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "record", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        _train(cfg, image_list, tmp_path / "cut")
-    monkeypatch.undo()
-    monkeypatch.setitem(METHODS, "queue", f"{__name__}:build")
-    assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
+    train_and_stop(cfg, image_list, tmp_path / "cut", steps=5)
+    assert_equal(train(cfg, image_list, tmp_path / "cut"), whole)
 
 
 def test_its_milestones_are_not_those_of_cyborgs(cfg):

@@ -12,11 +12,12 @@ from pretrain import train as train_module
 from pretrain.data import Batch, ViewSpec, make_loader
 from pretrain.estimate import synthetic_batch
 from pretrain.masks.refresh import Bootstrap, refresh
+from pretrain.memory import OutOfMemoryError, out_of_memory_explained, require_equal_parts
 from pretrain.methods.cyborgs import RECIPES, Cyborgs, build
 from pretrain.optimizers import build_optimizer
 from pretrain.schedule import EpochPlan
 from pretrain.stage import Pretrain
-from pretrain.train import OutOfMemoryError, Place, Run, require_equal_parts
+from pretrain.train import Place, Run
 from sslbench.config import ConfigError
 from sslbench.datasets import DataRoots, images
 from sslbench.log import RunLog, read_metrics
@@ -240,7 +241,7 @@ def test_the_advice_for_a_small_gpu_is_a_setting_that_works(batch_size, accumula
     changes = {"batch_size": batch_size, "accumulate": accumulate}
     with (
         pytest.raises(OutOfMemoryError, match=advice),
-        train_module.out_of_memory_explained(tiny.model_copy(update=changes)),
+        out_of_memory_explained(tiny.model_copy(update=changes)),
     ):
         raise torch.cuda.OutOfMemoryError("full")
 
@@ -249,6 +250,6 @@ def test_two_images_that_do_not_fit_cannot_be_split(tiny):
     cfg = tiny.model_copy(update={"batch_size": 2})
     with (
         pytest.raises(OutOfMemoryError, match=r"2 images at a time .* smaller crop_size or arch"),
-        train_module.out_of_memory_explained(cfg),
+        out_of_memory_explained(cfg),
     ):
         raise torch.cuda.OutOfMemoryError("full")

@@ -18,12 +18,13 @@ from pretrain.losses.vmf import vmf_distance
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.methods.cyborgs import RECIPES, Cyborgs, build
 from pretrain.schedule import EpochPlan, plan_epoch
-from pretrain.train import Place, Run
+from pretrain.train import Run
 from sslbench.config import CONFIGS_DIR, departures, load
 from sslbench.config import build as build_config
 from sslbench.datasets import images_id
 from sslbench.log import RunLog, read_metrics
-from tests.pretrain.test_train import assert_equal
+from tests.pretrain.compare import assert_equal
+from tests.pretrain.runs import train, train_and_stop
 
 WARMUP = EpochPlan(refresh_masks=False, contrast=False, clustering_weight=1.0, clusters=(3, 3))
 CONTRAST = EpochPlan(refresh_masks=False, contrast=True, clustering_weight=0.0, clusters=(3, 3))
@@ -55,13 +56,6 @@ def forward(method: Cyborgs, batch: Batch, plan: EpochPlan):
     (part,) = batch.parts(1)
     prepared = method.prepare([part], plan)
     return method(part, prepared, plan), prepared
-
-
-def train(cfg, image_list, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    with RunLog(folder) as log:
-        Run(cfg, image_list, Place(folder, torch.device("cpu")), log).train()
-    return torch.load(folder / "checkpoints/last.pt", weights_only=True)
 
 
 def test_each_preset_departs_from_the_default_in_the_named_points_only():
@@ -125,18 +119,7 @@ def test_every_preset_trains_and_resumes_bit_equal(name, tiny, image_list, tmp_p
     rows = read_metrics(tmp_path / "whole/metrics.jsonl")
     assert len(rows) == 8 and all(math.isfinite(row["loss"]) for row in rows)
 
-    original, done = Run.record, []
-
-    def stopping(self, *arguments):
-        original(self, *arguments)
-        done.append(1)
-        if len(done) == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Run, "record", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        train(cfg, image_list, tmp_path / "cut")
-    monkeypatch.undo()
+    train_and_stop(cfg, image_list, tmp_path / "cut", steps=5)
     assert_equal(train(cfg, image_list, tmp_path / "cut"), whole)
 
 

@@ -17,29 +17,18 @@ from pretrain.checkpoint import DivergedError, ResumeError
 from pretrain.config import PretrainConfig
 from pretrain.masks import refresh, sources
 from pretrain.methods.cyborgs import Cyborgs
-from pretrain.train import Place, Run
+from pretrain.train import Run
 from sslbench.config import ConfigError, build
-from sslbench.files import FileError, sweep_scratch
-from sslbench.log import RunLog, read_metrics
+from sslbench.files import FileError
+from sslbench.log import read_metrics
 from tests.pretrain.compare import assert_equal, masks
+from tests.pretrain.runs import last_checkpoint, train, train_and_stop
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _train(cfg, image_list, folder: Path) -> dict:
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep_scratch(folder)  # as every stage does when it starts
-    with RunLog(folder) as log:
-        Run(cfg, image_list, Place(folder, torch.device("cpu")), log).train()
-    return _load(folder)
-
-
-def _load(folder: Path) -> dict:
-    return torch.load(folder / "checkpoints/last.pt", weights_only=True)
-
-
 def test_a_run_leaves_what_it_promises(tiny, image_list, tmp_path):
-    saved = _train(tiny, image_list, tmp_path / "run")
+    saved = train(tiny, image_list, tmp_path / "run")
     assert (saved["format"], saved["version"]) == ("sslbench.pretrain", 1)
     assert (saved["epoch"], saved["step"]) == (4, 8)
     assert saved["arch"] == {"depth": 18, "width": 0.125}
@@ -71,27 +60,16 @@ class _Stop(Exception):
 @pytest.mark.parametrize("steps", [1, 3, 4, 6, 7])
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
 def test_a_run_stopped_anywhere_resumes_bit_equal(
-    steps, optimizer, image_list, tmp_path, monkeypatch, tiny
+    steps, optimizer, image_list, tmp_path, tiny
 ):
     table = json.loads(tiny.model_dump_json())
     table["optimizer"] = {"name": optimizer, "lr": 1.0 if optimizer == "lars" else 0.001}
     table["schedule"]["save_every_steps"] = 3
     cfg = build(PretrainConfig, table, where="test")
-    whole = _train(cfg, image_list, tmp_path / "whole")
+    whole = train(cfg, image_list, tmp_path / "whole")
 
-    original, done = Run.record, []
-
-    def stopping(self, *arguments):
-        original(self, *arguments)
-        done.append(1)
-        if len(done) == steps:
-            raise _Stop
-
-    monkeypatch.setattr(Run, "record", stopping)
-    with pytest.raises(_Stop):
-        _train(cfg, image_list, tmp_path / "cut")
-    monkeypatch.undo()
-    assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
+    train_and_stop(cfg, image_list, tmp_path / "cut", steps)
+    assert_equal(train(cfg, image_list, tmp_path / "cut"), whole)
     assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
     rows = read_metrics(tmp_path / "cut/metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(8))
@@ -104,7 +82,7 @@ def test_a_kill_between_a_kept_checkpoint_and_last_pt_loses_neither(
     table = json.loads(tiny.model_dump_json())
     table["schedule"] |= {"keep_epochs": [4], "save_every_steps": save_every_steps}
     cfg = build(PretrainConfig, table, where="test")
-    whole = _train(cfg, image_list, tmp_path / "whole")
+    whole = train(cfg, image_list, tmp_path / "whole")
     original = checkpoint.save
 
     def stopping(path, *rest):
@@ -114,10 +92,10 @@ def test_a_kill_between_a_kept_checkpoint_and_last_pt_loses_neither(
 
     monkeypatch.setattr(checkpoint, "save", stopping)
     with pytest.raises(_Stop):
-        _train(cfg, image_list, tmp_path / "cut")
+        train(cfg, image_list, tmp_path / "cut")
     monkeypatch.undo()
     assert (tmp_path / "cut/checkpoints/epoch_0004.pt").exists()
-    assert_equal(_train(cfg, image_list, tmp_path / "cut"), whole)
+    assert_equal(train(cfg, image_list, tmp_path / "cut"), whole)
     kept = (
         folder / "checkpoints/epoch_0004.pt" for folder in (tmp_path / "cut", tmp_path / "whole")
     )
@@ -137,12 +115,12 @@ def test_an_epochs_end_is_saved_once(
         original(self, **settings)
 
     monkeypatch.setattr(Run, "save", counting)
-    _train(build(PretrainConfig, table, where="test"), image_list, tmp_path / "run")
+    train(build(PretrainConfig, table, where="test"), image_list, tmp_path / "run")
     assert steps == list(saved_after)
 
 
 def test_training_on_is_exactly_reproducible(tiny, image_list, tmp_path):
-    assert_equal(_train(tiny, image_list, tmp_path / "a"), _train(tiny, image_list, tmp_path / "b"))
+    assert_equal(train(tiny, image_list, tmp_path / "a"), train(tiny, image_list, tmp_path / "b"))
 
 
 def test_without_warmup_the_statistics_are_calibrated_first(
@@ -161,7 +139,7 @@ def test_without_warmup_the_statistics_are_calibrated_first(
         return original(backbone, *rest)
 
     monkeypatch.setattr(train_module, "refresh", watching)
-    _train(cfg, image_list, tmp_path / "run")
+    train(cfg, image_list, tmp_path / "run")
     assert seen[0][0] == 3
     assert torch.equal(
         seen[0][1],
@@ -177,7 +155,7 @@ def test_warmup_steps_leave_all_behind_the_clustering_layer_as_it_was(tiny, imag
     table["schedule"] |= {"epochs": 3, "keep_epochs": [2]}
     cfg = build(PretrainConfig, table, where="test")
     start = train_module.lookup(train_module.METHODS, "cyborgs", "")(cfg).state_dict()
-    _train(cfg, image_list, tmp_path / "run")
+    train(cfg, image_list, tmp_path / "run")
     path = tmp_path / "run/checkpoints/epoch_0002.pt"
     model = torch.load(path, weights_only=True)["model"]
     behind = ("projector", "predictor", "layer3", "layer4")
@@ -191,25 +169,25 @@ def test_fixed_masks_train_from_the_first_epoch(tiny, image_list, tmp_path):
     table = json.loads(tiny.model_dump_json())
     table["method"] |= {"warmup_epochs": 0, "refresh_masks_every": 0}
     table["method"]["masks"]["source"] = "grid"
-    _train(build(PretrainConfig, table, where="test"), image_list, tmp_path / "run")
+    train(build(PretrainConfig, table, where="test"), image_list, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run/masks").iterdir()) == ["epoch_0001"]
 
 
 def test_another_config_in_the_folder_is_refused_by_its_keys(tiny, image_list, tmp_path):
-    _train(tiny, image_list, tmp_path / "run")
+    train(tiny, image_list, tmp_path / "run")
     table = json.loads(tiny.model_dump_json())
     table["method"]["masks"]["max_clusters"] = 5
     table["seed"] = 3
     other = build(PretrainConfig, table, where="test")
     with pytest.raises(ResumeError, match=r"method\.masks\.max_clusters, seed"):
-        _train(other, image_list, tmp_path / "run")
+        train(other, image_list, tmp_path / "run")
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tiny, image_list, tmp_path):
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/checkpoints/last.pt").write_bytes(b"nonsense")
     with pytest.raises(ResumeError, match="cannot be read"):
-        _train(tiny, image_list, tmp_path / "run")
+        train(tiny, image_list, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
@@ -227,8 +205,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(
     with pytest.raises(
         DivergedError, match=r"epoch 2, step 3: contrast = .*keeps the last good state"
     ):
-        _train(tiny, image_list, tmp_path / "run")
-    assert _load(tmp_path / "run")["step"] == 2
+        train(tiny, image_list, tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run")["step"] == 2
     dumped = torch.load(tmp_path / "run/diverged.pt", weights_only=True)
     assert dumped["step"] == 3 and len(dumped["indices"]) == 4
 
@@ -245,7 +223,7 @@ def test_features_that_are_not_finite_stop_the_run_before_they_are_clustered(
 
     monkeypatch.setattr(Run, "update", poisoned)
     with pytest.raises(DivergedError, match=r"epoch 1, step 1: target features of layer2"):
-        _train(tiny, image_list, tmp_path / "run")
+        train(tiny, image_list, tmp_path / "run")
     assert (tmp_path / "run/diverged.pt").exists()
 
 
@@ -263,9 +241,9 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(tiny, image_list, tmp
 
     monkeypatch.setattr(Run, "update", stopping)
     with pytest.raises(_Stop):
-        _train(tiny, image_list, tmp_path / "run")
+        train(tiny, image_list, tmp_path / "run")
     monkeypatch.setattr(train_module, "resolved", original)
-    _train(tiny, image_list, tmp_path / "run")
+    train(tiny, image_list, tmp_path / "run")
     assert set(steps) == {"bf16"} and len(steps) == 3 + 6
 
 
@@ -280,12 +258,12 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, image_list, tmp_path,
 
     monkeypatch.setattr(Run, "save", poisoned)
     with pytest.raises(DivergedError, match="weights are not finite after step 4"):
-        _train(tiny, image_list, tmp_path / "run")
-    assert _load(tmp_path / "run")["step"] == 2
+        train(tiny, image_list, tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run")["step"] == 2
 
 
 def test_a_full_disk_is_named_and_nothing_half_written_stays(tiny, image_list, tmp_path):
-    _train(tiny, image_list, tmp_path / "run")
+    train(tiny, image_list, tmp_path / "run")
     before = (tmp_path / "run/checkpoints/last.pt").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     method = train_module.lookup(train_module.METHODS, "cyborgs", "")(tiny)
@@ -305,7 +283,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(tiny, image_list, t
 def test_a_signal_saves_within_the_epoch_and_the_rest_is_bit_equal(
     step, number, tiny, image_list, tmp_path, monkeypatch
 ):
-    whole = _train(tiny, image_list, tmp_path / "whole")
+    whole = train(tiny, image_list, tmp_path / "whole")
     original = Run.update
 
     def signalled(self, batch, plan, epoch):
@@ -316,12 +294,12 @@ def test_a_signal_saves_within_the_epoch_and_the_rest_is_bit_equal(
     monkeypatch.setattr(Run, "update", signalled)
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     with pytest.raises(KeyboardInterrupt):
-        _train(tiny, image_list, tmp_path / "cut")
+        train(tiny, image_list, tmp_path / "cut")
     after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     assert after == handlers
-    assert _load(tmp_path / "cut")["step"] == step + 1
+    assert last_checkpoint(tmp_path / "cut")["step"] == step + 1
     monkeypatch.undo()
-    assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+    assert_equal(train(tiny, image_list, tmp_path / "cut"), whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -329,7 +307,7 @@ def test_a_second_signal_while_saving_leaves_the_last_checkpoint_whole(
     number, tiny, image_list, tmp_path, monkeypatch
 ):
     """Once asks to save and leave, twice means now: without waiting for the file."""
-    whole = _train(tiny, image_list, tmp_path / "whole")
+    whole = train(tiny, image_list, tmp_path / "whole")
     write, update = torch.save, Run.update
 
     def signalled(self, batch, plan, epoch):
@@ -346,11 +324,11 @@ def test_a_second_signal_while_saving_leaves_the_last_checkpoint_whole(
     monkeypatch.setattr(Run, "update", signalled)
     monkeypatch.setattr(torch, "save", impatient)
     with pytest.raises(KeyboardInterrupt):
-        _train(tiny, image_list, tmp_path / "cut")
+        train(tiny, image_list, tmp_path / "cut")
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "cut/checkpoints").iterdir()] == ["last.pt"]
-    assert _load(tmp_path / "cut")["step"] == 2
-    assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+    assert last_checkpoint(tmp_path / "cut")["step"] == 2
+    assert_equal(train(tiny, image_list, tmp_path / "cut"), whole)
 
 
 def test_a_signal_within_a_refresh_stops_it_at_once(tiny, image_list, tmp_path, monkeypatch):
@@ -364,11 +342,11 @@ def test_a_signal_within_a_refresh_stops_it_at_once(tiny, image_list, tmp_path, 
 
     monkeypatch.setattr(refresh, "cluster_group", signalled)
     with pytest.raises(KeyboardInterrupt):
-        _train(tiny, image_list, tmp_path / "cut")
+        train(tiny, image_list, tmp_path / "cut")
     assert len(made) == 2
-    _train(tiny, image_list, tmp_path / "cut")  # the first group's part is there already
-    whole = _train(tiny, image_list, tmp_path / "whole")
-    assert_equal(_load(tmp_path / "cut"), whole)
+    train(tiny, image_list, tmp_path / "cut")  # the first group's part is there already
+    whole = train(tiny, image_list, tmp_path / "whole")
+    assert_equal(last_checkpoint(tmp_path / "cut"), whole)
 
 
 def test_a_signal_while_fixed_masks_are_made_stops_at_once(tiny, image_list, tmp_path, monkeypatch):
@@ -387,9 +365,9 @@ def test_a_signal_while_fixed_masks_are_made_stops_at_once(tiny, image_list, tmp
     monkeypatch.setattr(sources, "BLOCK", 2)
     monkeypatch.setitem(sources.SOURCES, "grid", signalled)
     with pytest.raises(KeyboardInterrupt):
-        _train(cfg, image_list, tmp_path / "run")
+        train(cfg, image_list, tmp_path / "run")
     assert made == list(image_list.names[:5])
-    _train(cfg, image_list, tmp_path / "run")
+    train(cfg, image_list, tmp_path / "run")
     assert made[5:] == list(image_list.names[4:])  # two blocks are there already
 
 
@@ -403,7 +381,7 @@ def test_a_signal_while_fixed_masks_are_made_stops_at_once(tiny, image_list, tmp
 def test_a_batch_that_cannot_be_cut_is_refused(changes, message, tiny, image_list, tmp_path):
     cfg = build(PretrainConfig, json.loads(tiny.model_dump_json()) | changes, where="test")
     with pytest.raises(ConfigError, match=message):
-        _train(cfg, image_list, tmp_path / "run")
+        train(cfg, image_list, tmp_path / "run")
 
 
 KILLED = """
@@ -467,8 +445,8 @@ def test_a_kill_inside_a_write_is_survived_bit_equal(where, tiny, image_dir, ima
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = _train(tiny, image_list, tmp_path / "whole")
-        assert_equal(_train(tiny, image_list, tmp_path / "cut"), whole)
+        whole = train(tiny, image_list, tmp_path / "whole")
+        assert_equal(train(tiny, image_list, tmp_path / "cut"), whole)
     finally:
         torch.set_num_threads(threads)
     assert masks(tmp_path / "cut") == masks(tmp_path / "whole")
