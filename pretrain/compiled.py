@@ -12,7 +12,7 @@ from sslbench.resnet import ResNet
 Maps = Callable[[ResNet, Tensor, Sequence[str]], dict[str, Tensor]]
 
 BACKEND = "inductor"
-MAX_GRAPHS = 32  # two branches, three sets of layers, and other sizes while a run is estimated
+MAX_GRAPHS = 32  # two branches, three sets of layers, other sizes while a run is estimated
 
 
 def trunk_maps(*, compiled: bool) -> Maps:

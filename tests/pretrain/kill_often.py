@@ -19,7 +19,7 @@ import torch
 
 from pretrain import checkpoint, train
 from pretrain.config import PretrainConfig
-from pretrain.masks import refresh
+from pretrain.masks import parts, refresh
 from pretrain.stage import Pretrain
 from sslbench import stage
 from sslbench.datasets import DataRoots
@@ -85,7 +85,7 @@ def fork(cfg: PretrainConfig, images: Path, out: Path, watched: Watched) -> int:
         for module, name, phase in (
             (checkpoint, "save", "saving"),
             (refresh, "cluster_group", "clustering masks"),
-            (refresh, "write_store", "writing masks"),
+            (parts, "write_store", "writing masks"),
             (stage, "_finish", "finishing"),
         ):
             work = watched.within(lambda *_, phase=phase: phase, getattr(module, name))

@@ -59,9 +59,7 @@ class _Stop(Exception):
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 6, 7])
 @pytest.mark.parametrize("optimizer", ["lars", "adamw"])
-def test_a_run_stopped_anywhere_resumes_bit_equal(
-    steps, optimizer, image_list, tmp_path, tiny
-):
+def test_a_run_stopped_anywhere_resumes_bit_equal(steps, optimizer, image_list, tmp_path, tiny):
     table = json.loads(tiny.model_dump_json())
     table["optimizer"] = {"name": optimizer, "lr": 1.0 if optimizer == "lars" else 0.001}
     table["schedule"]["save_every_steps"] = 3
