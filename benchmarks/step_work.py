@@ -18,8 +18,8 @@ from pretrain.methods import cyborgs as cyborgs_module
 from pretrain.methods.cyborgs import RECIPES, build
 from pretrain.optimizers import build_optimizer
 from pretrain.photometry import Draws
+from pretrain.plan import EpochPlan
 from pretrain.precision import at_least_fp32, autocast
-from pretrain.schedule import EpochPlan
 from pretrain.train import sum_of
 from sslbench.rng import numpy_generator
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pretrain.plan import EVERY_EPOCH_ALIKE, EpochPlan
 from pretrain.rescale import rescaled
 from sslbench.config import FrozenConfig, NotHashed
 from sslbench.datasets import is_data_spec
@@ -91,9 +92,18 @@ class MethodConfig(FrozenConfig):
     """The keys of a method. A method without masks answers as it stands here."""
 
     @property
+    def mask_config(self) -> MaskConfig | None:
+        """Where its masks come from, if it has any."""
+        return None
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Say what ``epoch`` (from 1) does."""
+        return EVERY_EPOCH_ALIKE
+
+    @property
     def reads_annotations(self) -> bool:
         """Whether the images' annotations are trained on."""
-        return False
+        return self.mask_config is not None and self.mask_config.source == "ground_truth"
 
     def require_fit(self, crop_size: int, epochs: int) -> None:
         """Raise ``ValueError`` where the keys do not fit the run."""
@@ -128,9 +138,27 @@ class CyborgsConfig(MethodConfig):
     clustering: ClusteringConfig = ClusteringConfig()
 
     @property
-    def reads_annotations(self) -> bool:
-        """Whether they are the masks."""
-        return self.masks.source == "ground_truth"
+    def mask_config(self) -> MaskConfig:
+        """Always there."""
+        return self.masks
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """Algorithm 3: warm-up, mask refresh, contrast, periodic clustering."""
+        clustering = self.clustering
+        if epoch <= self.warmup_epochs:
+            warmup = (clustering.warmup_clusters, clustering.warmup_clusters)
+            return EpochPlan(
+                refresh_masks=False, contrast=False, clustering_weight=1.0, clusters=warmup
+            )
+        finished = epoch - (self.refresh_masks_at == "end")
+        refresh = epoch == self.warmup_epochs + 1 or _due(finished, self.refresh_masks_every)
+        return EpochPlan(
+            refresh_masks=refresh,
+            contrast=True,
+            clustering_weight=clustering.weight if _due(epoch, self.clustering_every) else 0.0,
+            clusters=(clustering.min_clusters, clustering.max_clusters),
+            separate=clustering.separate_step,
+        )
 
     @property
     def uniforms_per_view(self) -> int:
@@ -182,16 +210,23 @@ class CyborgsConfig(MethodConfig):
             raise ValueError(
                 f"method.warmup_epochs {self.warmup_epochs} leaves no contrastive epoch of {epochs}"
             )
-        if self.refresh_masks_every > epochs:
+        plans = {epoch: self.plan(epoch) for epoch in range(self.warmup_epochs + 1, epochs + 1)}
+        later = [e for e, plan in plans.items() if plan.refresh_masks][1:]
+        first = self.warmup_epochs + 1
+        if self.refresh_masks_every and not later and not _due(first, self.refresh_masks_every):
             raise ValueError(
                 f"method.refresh_masks_every {self.refresh_masks_every} lies beyond the last "
                 f"epoch {epochs}; 0 means: only once, after the warm-up"
             )
-        if self.clustering_every > epochs:
+        if self.clustering_every and not any(_due(e, self.clustering_every) for e in plans):
             raise ValueError(
                 f"method.clustering_every {self.clustering_every} lies beyond the last "
                 f"epoch {epochs}; 0 means: never after the warm-up"
             )
+
+
+def _due(epoch: int, every: int) -> bool:
+    return every > 0 and epoch > 0 and epoch % every == 0
 
 
 class _StepConfig(FrozenConfig):

@@ -89,6 +89,11 @@ SETTINGS = (
     _Setting(("method.contrast_layers",), (("layer2", "layer3", "layer4"),), "contrast of {}"),
     _Setting(("method.contrast_grid",), (7,), "grid {}"),
     _Setting(("method.fusion",), ("bilinear",), "fusion {}"),
+    _Setting(("method.normalise_layers",), (False,), "unit length of each layer {}"),
+    _Setting(("method.sampling",), ("present",), "sampling {}"),
+    _Setting(("method.mlp_norm",), ("rows",), "BatchNorm over {}"),  # BYOL's MLPs, Sec. 4.1
+    _Setting(("method.last_bias",), (False,), "last bias {}"),
+    _Setting(("method.views.saturation",), ("multiplied",), "saturation {}"),
     _Setting(("method.hidden",), (4096,), "MLPs {} wide"),
     _Setting(("method.embedding",), (256,), "embedding {}"),
     _Setting(("method.masks.source",), ("kmeans",), "masks from {}"),

@@ -15,7 +15,8 @@ from pretrain import photometry
 from pretrain.config import PretrainConfig
 from pretrain.data import Batch, View, ViewSpec
 from pretrain.losses.clustering import Geometry
-from pretrain.schedule import EpochPlan, plan_epoch
+from pretrain.plan import EpochPlan
+from pretrain.schedule import plan_epoch
 from sslbench import dist
 
 CPU_PIXELS = 8 * 224 * 224  # measured at a time on the CPU, where time is proportional from there

@@ -27,7 +27,7 @@ from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskStore
 from pretrain.memory import out_of_memory_explained, require_equal_parts
-from pretrain.meter import Meter
+from pretrain.meter import Meter, forget_peak_memory
 from pretrain.methods import METHODS
 from pretrain.methods.base import StepOutput
 from pretrain.optimizers import build_optimizer, set_lr
@@ -208,10 +208,11 @@ class Run:
             f"learning rate {'cosine' if schedule.lr_shape == 'cosine' else drops} after "
             f"{schedule.lr_warmup_epochs:g} epochs; kept epochs {_listed(schedule.keep_epochs)}"
         )
-        if refreshed:
+        masks = cfg.method.mask_config
+        if refreshed and masks is not None:
             warmup = sum(not plan.contrast for plan in plans.values())
             self.log.info(
-                f"warm-up {warmup} epochs; masks from {cfg.method.masks.source} before epochs "
+                f"warm-up {warmup} epochs; masks from {masks.source} before epochs "
                 f"{_listed(refreshed)}"
             )
         if self.step == 0:
@@ -219,6 +220,9 @@ class Run:
                 throwaway = copy.deepcopy(self.method)
                 needed = estimate(throwaway, cfg, self.steps_per_epoch, self.place.device)
             self.log.info(str(needed))
+            forget_peak_memory(self.place.device)
+        for remark in self.method.remarks():
+            self.log.info(remark)
 
     def batches(self, epoch: int, masks: MaskStore | None, num_updates: int = 1) -> Iterator[Batch]:
         """The epoch's batches that are not done yet, on the device."""
@@ -242,15 +246,17 @@ class Run:
         if made_in is None:
             return None
         folder = self.place.folder / "masks" / f"epoch_{made_in:04d}"
-        masks = self.cfg.method.masks
+        masks = self.cfg.method.mask_config
+        assert masks is not None, "a method that refreshes masks says which"
         fixed = masks.source in FIXED_SOURCES
         started = made_in < epoch or self.step % self.steps_per_epoch > 0
         if started and (folder.exists() or not fixed):
             return MaskStore(folder, self.images_id)
         if fixed:
-            return self.fixed_masks(folder)
+            return self.fixed_masks(folder, masks.source)
         if needs_calibration(self.cfg.method, epoch):
-            self.calibrate()
+            with self.stop.now():  # before the first step: nothing to save
+                self.calibrate(masks.layers)
         settings = Bootstrap(
             layers=masks.layers,
             min_clusters=masks.min_clusters,
@@ -266,12 +272,12 @@ class Run:
         with self.stop.now():  # it keeps its own parts
             return refresh(backbone, self.images, self.images_id, folder, settings, self.log)
 
-    def fixed_masks(self, folder: Path) -> MaskStore:
+    def fixed_masks(self, folder: Path, source: str) -> MaskStore:
         """Make the masks that no network changes, or finish them."""
         data = self.place.data
         with self.stop.now():  # it keeps its own parts
             return make_fixed_masks(
-                self.cfg.method.masks.source,
+                source,
                 self.images,
                 self.images_id,
                 folder,
@@ -281,10 +287,10 @@ class Run:
             )
 
     @torch.no_grad()
-    def calibrate(self) -> None:
+    def calibrate(self, names: tuple[str, ...]) -> None:
         """Let BatchNorm see views before an untrained network makes masks; nothing learns."""
         backbone, done = self.method.online_backbone, 0
-        layers = [resolve_layer(name, backbone.depth) for name in self.cfg.method.masks.layers]
+        layers = [resolve_layer(name, backbone.depth) for name in names]
         with self.log.progress(CALIBRATION_BATCHES, "calibrate BatchNorm") as bar:
             while done < CALIBRATION_BATCHES:
                 for batch in self.batches(0, None):
@@ -311,7 +317,7 @@ class Run:
         bar.advance(1, epoch=f"{epoch}/{self.cfg.schedule.epochs}", loss=values[LOSS])
 
     def give_up(self, batch: Batch, epoch: int, terms: dict[str, float]) -> NoReturn:
-        """Stop before a loss that is not finite touches the weights; keep what led there."""
+        """Stop before an update by a loss that is not finite; keep what led there."""
         dump = self.place.folder / "diverged.pt"
         indices = dist.all_gather(batch.indices_B)
         if dist.is_main():

@@ -31,8 +31,11 @@ class StopRequest:
 
     @contextmanager
     def now(self) -> Iterator[None]:
-        """Stop at once within the block: for work that keeps its own parts."""
+        """Stop at once within the block, or before it: for work that keeps its own parts."""
         self._at_once = True
+        if self.asked:  # while it did not listen
+            self._at_once = False
+            raise KeyboardInterrupt
         try:
             yield
         finally:

@@ -23,16 +23,25 @@ Norm = Callable[[int], nn.Module]
 
 
 def resolve_layer(layer: str, depth: int) -> str:
-    """Return ``layer``, or its stage's last block where this depth has fewer blocks.
+    """Return ``layer``, or its stage's last block where this depth has fewer than ResNet-50.
 
     ``layer2.2`` of a ResNet-50 is ``layer2.1`` in a ResNet-18; a whole stage stays as it is.
+
+    Raises:
+        ValueError: neither this depth nor a ResNet-50 has such a block.
     """
     match = re.fullmatch(r"layer([1-4])(?:\.(\d+))?", layer)
     if match is None:
         raise ValueError(f"layer {layer!r} is not of the form 'layer2' or 'layer2.2' (stages 1-4)")
     if match[2] is None:
         return layer
-    last = blocks_of(depth)[int(match[1]) - 1] - 1
+    stage, block = int(match[1]) - 1, int(match[2])
+    last = blocks_of(depth)[stage] - 1
+    if block > max(last, blocks_of(50)[stage] - 1):
+        raise ValueError(
+            f"layer {layer!r} does not exist: layer{match[1]} of a ResNet-{depth} has the blocks "
+            f"0 to {last}"
+        )
     return f"layer{match[1]}.{min(int(match[2]), last)}"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.correspondence import OUTSIDE, corresponding_cells
@@ -50,6 +51,8 @@ class Prototypes:
 
     centers_KD: Tensor
     owner_BP: Tensor
+    own_cosine: Tensor | None = None  # mean over the cells, with their own centre
+    num_empty: int = 0  # centres that own no cell
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Pull:
     centers_KD: Tensor
     owner_BP: Tensor | None  # OUTSIDE = the cell is not drawn; None = each to its nearest centre
     num_cells: Tensor  # that are drawn, in the whole group; the term is their mean
+    metric: Metric = "cosine"  # what nearest means
 
 
 def cluster(
@@ -72,7 +76,9 @@ def cluster(
     """Cluster the cells of one group of images."""
     points_ND = rows(target_BDhw.detach()).flatten(0, 1)
     made = kmeans(points_ND, num_clusters, generator, iterations, metric)
-    return Prototypes(made.centers_KD, made.labels_N.view(len(target_BDhw), -1))
+    own_cosine = F.cosine_similarity(points_ND, made.centers_KD[made.labels_N]).mean()
+    owner_BP = made.labels_N.view(len(target_BDhw), -1)
+    return Prototypes(made.centers_KD, owner_BP, own_cosine, made.num_empty)
 
 
 def rows(map_BDhw: Tensor) -> Tensor:
@@ -86,6 +92,7 @@ def make_pulls(
     size: tuple[int, int],
     *,
     aligned: bool = True,
+    metric: Metric = "cosine",
 ) -> list[Pull]:
     """List the four terms of Eq. 3 for one group of images.
 
@@ -94,6 +101,7 @@ def make_pulls(
         size: (h, w) of the maps.
         aligned: a cell's label in the other view is read where the same pixels lie; otherwise it is
             the other view's nearest prototype.
+        metric: of the clusterings.
     """
     pulls = []
     for own, other in ((0, 1), (1, 0)):
@@ -101,7 +109,7 @@ def make_pulls(
         all_cells = torch.tensor(owner_BP.numel(), device=owner_BP.device)
         pulls.append(Pull(own, prototypes[own].centers_KD, owner_BP, all_cells))
         if not aligned:
-            pulls.append(Pull(own, prototypes[other].centers_KD, None, all_cells))
+            pulls.append(Pull(own, prototypes[other].centers_KD, None, all_cells, metric))
             continue
         cells_BP = corresponding_cells(
             geometry[own].box_B4,
@@ -126,7 +134,7 @@ def pull_loss(pull: Pull, pixels_BPD: Tensor, images: slice, distance: Distance)
     """
     if pull.owner_BP is None:
         pixels_PD = pixels_BPD.flatten(0, 1)
-        owner_P = nearest(pixels_PD.detach(), pull.centers_KD)
+        owner_P = nearest(pixels_PD.detach(), pull.centers_KD, pull.metric)
     else:
         owner_BP = pull.owner_BP[images]
         drawn_BP = owner_BP != OUTSIDE
@@ -164,7 +172,9 @@ def monitors(prototypes: Prototypes) -> dict[str, Tensor]:
     shares_K = shares_K / shares_K.sum()
     sum_D = prototypes.centers_KD.sum(dim=0)
     pairs = max(num_clusters * (num_clusters - 1), 1)
-    return {
+    watched = {} if prototypes.own_cosine is None else {"own_cosine": prototypes.own_cosine}
+    return watched | {
+        "empty_clusters": shares_K.new_tensor(prototypes.num_empty / num_clusters),  # share
         "cluster_entropy": torch.special.entr(shares_K).sum() / math.log(max(num_clusters, 2)),
         "prototype_cosine": (sum_D @ sum_D - num_clusters) / pairs,  # mean over pairs
     }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.config import Precision
 from pretrain.data import Batch, ViewSpec
-from pretrain.schedule import EpochPlan
+from pretrain.plan import EpochPlan
 from sslbench.resnet import ResNet
 
 
@@ -35,6 +35,9 @@ class Method(Protocol):
     @property
     def online_backbone(self) -> ResNet:
         """The trunk whose features make masks and leave as the checkpoint."""
+
+    def remarks(self) -> Sequence[str]:
+        """What a user should know before the first step, one sentence each."""
 
     def prepare(self, parts: Sequence[Batch], plan: EpochPlan) -> Any:
         """Compute without gradient what every part is compared with; gathers from all processes."""

@@ -18,7 +18,7 @@ from pretrain.data import Batch
 from pretrain.losses import clustering
 from pretrain.losses.euclidean import euclidean_distance
 from pretrain.losses.vmf import vmf_distance
-from pretrain.schedule import EpochPlan
+from pretrain.plan import EpochPlan
 from sslbench import dist
 from sslbench.rng import numpy_generator, torch_generator
 
@@ -149,6 +149,7 @@ class Consistency:
             geometry,
             (maps[0].shape[-2], maps[0].shape[-1]),
             aligned=self.cfg.correspondence == "aligned",
+            metric=self.cfg.metric,
         )
         collapsed, constant = clustering.collapsed_loss(pulls), maps[0].new_zeros(())
         if self.literal:

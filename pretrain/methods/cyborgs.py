@@ -23,6 +23,7 @@ from pretrain.losses.detcon import DetConLoss, Targets, detcon_loss
 from pretrain.methods.base import StepOutput
 from pretrain.methods.consistency import Consistency, Group
 from pretrain.photometry import Recipe
+from pretrain.plan import EpochPlan
 from pretrain.pooling import (
     majority_labels,
     merge_ids,
@@ -32,7 +33,7 @@ from pretrain.pooling import (
     sample_ids,
 )
 from pretrain.precision import at_least_fp32, autocast
-from pretrain.schedule import EpochPlan, target_rate_at
+from pretrain.schedule import target_rate_at
 from sslbench import dist
 from sslbench.resnet import ResNet, resolve_layer
 from sslbench.rng import seeded
@@ -42,6 +43,9 @@ RECIPES = (
     Recipe(blur_probability=1.0, solarize_probability=0.0),
     Recipe(blur_probability=0.1, solarize_probability=0.2),
 )
+
+
+MIN_POINTS = 8  # of a cluster on average
 
 
 class Branch(nn.Module):
@@ -129,6 +133,20 @@ class Cyborgs(nn.Module):
         """The trunk that is trained."""
         return self.online.backbone
 
+    def remarks(self) -> list[str]:
+        """Warn of clusterings with hardly more points than clusters."""
+        cfg, crop = self.cfg.clustering, self.view_spec.crop_size
+        side = self.cfg.contrast_grid
+        if self.clustering_layer != FUSED:
+            side = -(-crop // ResNet.strides[self.clustering_layer.split(".")[0]])
+        points = cfg.images_per_group * side**2
+        if points >= MIN_POINTS * cfg.max_clusters:
+            return []
+        return [
+            f"the clustering loss groups {points} points into up to {cfg.max_clusters} clusters: "
+            f"fewer than {MIN_POINTS} each; lower method.clustering.max_clusters"
+        ]
+
     @torch.no_grad()
     def prepare(self, parts: Sequence[Batch], plan: EpochPlan) -> Prepared:
         """Run the target network on every part; gather its vectors, cluster its maps."""
@@ -174,7 +192,9 @@ class Cyborgs(nn.Module):
             maps = [m[self.clustering_layer] for m in online if self.clustering_layer in m]
             loss, relative = self.consistency.loss(part, maps, prepared.groups, prepared.num_images)
             terms["clustering"] = plan.clustering_weight * loss
-            monitors["clustering_relative"] = relative * prepared.num_images / len(part.indices_B)
+            if self.cfg.clustering.distance == "vmf":  # by the other a collapsed map costs nothing
+                share = prepared.num_images / len(part.indices_B)
+                monitors["clustering_relative"] = relative * share
         return StepOutput(terms, monitors)
 
     @torch.no_grad()
@@ -221,7 +241,7 @@ class Cyborgs(nn.Module):
         self, parts: Sequence[Batch], maps: list[list[Tensor]], plan: EpochPlan
     ) -> tuple[tuple[Group, ...], dict[str, Tensor]]:
         if dist.any_true(not all(bool(m.isfinite().all()) for pair in maps for m in pair)):
-            raise NotFiniteError(f"target features of {self.clustering_layer}")
+            raise NotFiniteError(f"features of {self.clustering_layer}")
         geometry = [clustering.Geometry.join([p.views[v].geometry for p in parts]) for v in (0, 1)]
         joined = [torch.cat(pieces) for pieces in maps]
         return self.consistency.groups(parts[0].step, joined, geometry, plan)
@@ -294,8 +314,13 @@ def _target_monitors(masks: Sequence[_MaskedView], targets: Sequence[Targets]) -
     present = torch.cat([present_ids(mask.cells_Bgg).sum(dim=1) for mask in masks])
     return {
         "masks_per_view": present.float().mean(),
+        "distinct_ids": torch.cat([_num_distinct(mask.ids_BR) for mask in masks]).float().mean(),
         "target_std": torch.cat([t.vectors_ND for t in targets]).std(dim=0).mean(),
     }
+
+
+def _num_distinct(ids_BR: Tensor) -> Tensor:
+    return (ids_BR.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1) + 1
 
 
 def build(cfg: PretrainConfig, start: ResNet | None = None) -> Cyborgs:

@@ -1,5 +1,6 @@
-"""A method without masks joins by its module and its config: the loop is not touched."""
+"""Another method joins by its module and its config: the loop is not touched."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -8,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config import MethodConfig, PretrainConfig
+from pretrain.config import MaskConfig, MethodConfig, PretrainConfig
 from pretrain.data import Batch, ViewSpec
 from pretrain.ema import frozen_copy, update_average
 from pretrain.methods import METHODS
 from pretrain.methods.base import Method, StepOutput
 from pretrain.photometry import Recipe
-from pretrain.schedule import EpochPlan
+from pretrain.plan import EpochPlan
 from sslbench.log import read_metrics
 from sslbench.resnet import ResNet
 from sslbench.rng import seeded
@@ -45,6 +46,9 @@ class Queue(nn.Module):
     @property
     def online_backbone(self) -> ResNet:
         return self.backbone
+
+    def remarks(self) -> list[str]:
+        return [f"the queue holds {len(self.queue_ND)} keys"]
 
     @torch.no_grad()
     def prepare(self, parts: Sequence[Batch], plan: EpochPlan) -> Tensor:
@@ -85,7 +89,34 @@ def test_it_trains_without_masks_and_logs_its_own_values(cfg, image_list, tmp_pa
     assert {"pull", "push", "share", "momentum"} <= rows[0].keys()
     assert "target_rate" not in rows[0]
     assert not (tmp_path / "run/masks").exists()
-    assert "masks" not in (tmp_path / "run/log.txt").read_text().replace("besides masks", "")
+    said = (tmp_path / "run/log.txt").read_text()
+    assert "masks" not in said.replace("besides masks", "")
+    assert "the queue holds 8 keys" in said
+
+
+class MaskedQueueConfig(QueueConfig):
+    """Such a method on masks of its own choice, renewed never."""
+
+    @property
+    def mask_config(self) -> MaskConfig:
+        return MaskConfig(source="grid")
+
+    def plan(self, epoch: int) -> EpochPlan:
+        return dataclasses.replace(super().plan(epoch), refresh_masks=epoch == 1)
+
+
+def test_a_method_with_masks_joins_as_well(cfg, image_list, tmp_path, monkeypatch):
+    seen, original = [], Queue.forward
+
+    def watched(self, part, prepared, plan):
+        seen.append([view.labels_BSS for view in part.views])
+        return original(self, part, prepared, plan)
+
+    monkeypatch.setattr(Queue, "forward", watched)
+    train(cfg.model_copy(update={"method": MaskedQueueConfig()}), image_list, tmp_path / "run")
+    labels = [labels_BSS for views in seen[1:] for labels_BSS in views]
+    assert all(labels_BSS is not None and labels_BSS.max() < 25 for labels_BSS in labels)
+    assert "masks from grid before epochs 1" in (tmp_path / "run/log.txt").read_text()
 
 
 def test_its_own_state_resumes_bit_equal(cfg, image_list, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.memory import OutOfMemoryError, out_of_memory_explained, require_equal_parts
 from pretrain.methods.cyborgs import RECIPES, Cyborgs, build
 from pretrain.optimizers import build_optimizer
-from pretrain.schedule import EpochPlan
+from pretrain.plan import EpochPlan
 from pretrain.stage import Pretrain
 from pretrain.train import Place, Run
 from sslbench.config import ConfigError

@@ -14,6 +14,7 @@ from pretrain.losses.clustering import (
     consistency_loss,
     image_groups,
     make_pulls,
+    monitors,
     pull_loss,
     rows,
 )
@@ -140,3 +141,29 @@ def test_euclidean_distance_is_two_minus_two_cosines():
 )
 def test_a_remainder_joins_the_last_group(num_images, expected):
     assert [(g.start, g.stop) for g in image_groups(num_images, 8)] == expected
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_nearest_means_what_the_clustering_means(metric):
+    """Cells of very different norms, drawn to the other view's nearest centre, by loops."""
+    maps = [_maps(seed) * torch.rand(2, 1, 4, 4).mul(9).add(0.5) for seed in (9, 10)]
+    made = [cluster(m, 4, torch.Generator().manual_seed(n), 5, metric) for n, m in enumerate(maps)]
+    pulls = make_pulls(made, [_geometry(2)] * 2, (4, 4), aligned=False, metric=metric)
+    for pull in (pull for pull in pulls if pull.owner_BP is None):
+        centers = pull.centers_KD
+        expected = 0.0
+        for cell in rows(maps[pull.view]).flatten(0, 1):
+            if metric == "euclidean":
+                owner = min(range(4), key=lambda k: (cell - centers[k]).norm().item())
+            else:
+                owner = max(range(4), key=lambda k: (cell @ centers[k]).item())
+            expected += VMF(cell[None], centers, torch.tensor([owner])).item() / 32
+        loss = pull_loss(pull, rows(maps[pull.view]), slice(0, 2), VMF)
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_clustering_says_how_close_its_cells_are_and_what_is_empty():
+    points = torch.eye(4)[:2].repeat(8, 1).T.reshape(1, 4, 4, 4)  # two directions in 16 cells
+    watched = monitors(_cluster(points, k=4))
+    assert watched["own_cosine"].item() == pytest.approx(1)
+    assert watched["empty_clusters"].item() == 0.5

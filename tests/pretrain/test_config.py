@@ -32,6 +32,14 @@ def test_the_paper_file_is_the_default():
         ({"method": {"contrast_layers": ["res4"]}}, "contrast_layers"),
         ({"method": {"warmup_epochs": 800}}, "leaves no contrastive epoch"),
         ({"method": {"refresh_masks_every": 900}}, "beyond the last epoch"),
+        (
+            {"method": {"refresh_masks_every": 800, "refresh_masks_at": "end"}},
+            "refresh_masks_every 800 lies beyond",
+        ),
+        (
+            {"method": {"warmup_epochs": 700, "clustering_every": 600}},
+            "clustering_every 600 lies beyond",
+        ),
         ({"method": {"masks": {"source": "grid"}, "warmup_epochs": 5}}, "never changes"),
         ({"method": {"masks": {"source": "grid", "refine": "crf"}}}, "set masks.refine='none'"),
         (

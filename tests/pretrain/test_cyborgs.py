@@ -15,7 +15,7 @@ from pretrain.masks.sources import make_fixed_masks
 from pretrain.methods import cyborgs as cyborgs_module
 from pretrain.methods.base import Method
 from pretrain.methods.cyborgs import RECIPES, build
-from pretrain.schedule import EpochPlan
+from pretrain.plan import EpochPlan
 from sslbench import config
 from sslbench.datasets import images_id
 from sslbench.log import RunLog
@@ -238,3 +238,26 @@ def test_no_tensor_of_batch_by_ids_by_pixels_is_made(monkeypatch):
 
 def test_data_module_is_rank_independent_by_default():
     assert data.dist.world_size() == 1
+
+
+def test_ids_that_are_drawn_twice_count_once(tiny, batch):
+    output = _forward(build(tiny), batch, CONTRAST)
+    (part,) = batch.parts(1)
+    masks = build(tiny).prepare([part], CONTRAST).masks
+    counted = [len(ids.unique()) for mask in masks for ids in mask.ids_BR]
+    assert output.monitors["distinct_ids"].item() == pytest.approx(sum(counted) / len(counted))
+
+
+def test_clusterings_with_hardly_more_points_than_clusters_are_remarked(tiny):
+    assert not build(PretrainConfig(arch=ArchConfig(width=0.125))).remarks()
+    (remark,) = build(tiny.model_copy(update={"crop_size": 32})).remarks() or [""]
+    # two images of 4x4 cells for up to 8 clusters
+    assert "32 points into up to 8 clusters" in remark
+
+
+def test_euclidean_distance_has_no_share_of_a_collapsed_maps_cost(tiny, batch):
+    table = json.loads(tiny.model_dump_json())
+    table["method"]["clustering"]["distance"] = "euclidean"
+    cfg = config.build(PretrainConfig, table, where="test")
+    assert "clustering_relative" not in _forward(build(cfg), batch, BOTH).monitors
+    assert "clustering_relative" in _forward(build(tiny), batch, BOTH).monitors

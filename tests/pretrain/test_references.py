@@ -13,8 +13,8 @@ from pretrain.estimate import synthetic_batch
 from pretrain.losses.clustering import Geometry, Prototypes, consistency_loss
 from pretrain.losses.vmf import vmf_distance
 from pretrain.methods.cyborgs import Cyborgs, build
+from pretrain.plan import EpochPlan
 from pretrain.pooling import sample_ids
-from pretrain.schedule import EpochPlan
 from tests.pretrain.test_correspondence import slow_cell
 from tests.pretrain.test_detcon import slow_loss
 from tests.pretrain.test_pooling import slow_majority

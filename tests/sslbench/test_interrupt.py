@@ -1,4 +1,4 @@
-"""What loader workers do with signals."""
+"""Signals: when a run stops, and what loader workers do."""
 
 import multiprocessing
 import os
@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 
-from sslbench.interrupt import SIGNALS, held_back, obey_parent_only
+import pytest
+
+from sslbench.interrupt import SIGNALS, StopRequest, held_back, obey_parent_only
 
 
 def _work(ready) -> None:
@@ -56,3 +58,10 @@ def test_a_signal_that_is_held_back_arrives_afterwards():
         assert heard == [1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_stop_asked_before_work_that_stops_at_once_is_obeyed():
+    request = StopRequest()
+    request.asked = True
+    with pytest.raises(KeyboardInterrupt), request.now():
+        pytest.fail("the work began")

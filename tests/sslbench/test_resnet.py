@@ -86,8 +86,15 @@ def test_a_block_that_a_depth_lacks_resolves_to_the_last_one():
     assert resolve_layer("layer2.2", 50) == "layer2.2"
     assert resolve_layer("layer2.2", 18) == "layer2.1"
     assert resolve_layer("layer3", 18) == "layer3"
+
     with pytest.raises(ValueError, match=r"nearest is 'layer2\.1'"):
         ResNet(18, 0.25).maps(torch.zeros(1, 3, 32, 32), ["layer2.2"])
+
+
+@pytest.mark.parametrize(("layer", "depth"), [("layer2.9", 50), ("layer2.4", 18), ("layer3.6", 34)])
+def test_a_block_that_neither_this_depth_nor_resnet50_has_is_refused(layer, depth):
+    with pytest.raises(ValueError, match=r"does not exist: layer[23] of a ResNet-"):
+        resolve_layer(layer, depth)
 
 
 @pytest.mark.parametrize("name", ["res3", "layer5", "layer2.x", "conv1", ""])
