@@ -8,10 +8,13 @@ no optimizer. The step adds masks, sampling, pooling, losses, k-means, LARS and 
 
 The first table is of the precision asked for in the loop's memory format (channels-last), the
 second of other precisions and formats. The third tells where the time of a step goes; augmentation
-is part of it, but not of the ratios. All take turns in one run.
+is part of it, but not of the ratios. All take turns in one run. The last is peak memory, each
+variant in a process of its own.
 """
 
+import re
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -25,6 +28,7 @@ from benchmarks.stopwatch import Stopwatch
 from pretrain.meter import peak_memory
 
 GOALS = {"plain": 1.06, "with clustering": 1.20}
+MEMORY_GOAL = 1.15
 SETTINGS = (
     Setting("fp32", "contiguous"),
     Setting("fp32", "channels-last"),
@@ -58,6 +62,25 @@ def by_setting(
     return tables
 
 
+def peaks(batch: int, device: str, precision: str) -> list[dict[str, Any]]:
+    """One row per variant, measured in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.pretrain_step", "--batch", str(batch)]
+    command += ["--device", device, "--precision", precision, "--memory"]
+    found = {}
+    for variant in (BARE, *PLANS):
+        said = subprocess.run([*command, variant], check=True, capture_output=True, text=True)
+        found[variant] = float(re.search(r"peak ([0-9.]+) GiB", said.stdout)[1])
+    return [
+        {
+            "variant": variant,
+            "peak GiB": gib,
+            "ratio": gib / found[BARE],
+            "goal": "" if variant == BARE else MEMORY_GOAL,
+        }
+        for variant, gib in found.items()
+    ]
+
+
 def main(
     batch: Annotated[int, typer.Option(help="Images per step.")] = 8,
     repeats: Annotated[int, typer.Option(help="Timed turns of every variant.")] = 15,
@@ -68,6 +91,8 @@ def main(
 ) -> None:
     """Print seconds and ratios to the bare network, of a plain step and one with clustering."""
     where, asked = torch.device(device), Setting(precision, "channels-last")
+    # First of all: a process inherits the peak of the one that starts it.
+    memory_rows = [] if memory else peaks(batch, device, precision)
     bench = Bench(asked, batch, where)
     if memory:
         for _ in range(3):
@@ -92,12 +117,13 @@ def main(
         for row in rows
     ]
     parts = [{"step": kind, **row} for kind, watch in watches.items() for row in watch.split()]
-    for rows in (tables[asked], settings, parts):
+    for rows in (tables[asked], settings, parts, memory_rows):
         print_table(rows)
         print()
     if name:
         said = {"batch": batch, "repeats": repeats, "precision": precision}
         found = {"table": tables[asked], "settings": settings, "parts": parts}
+        found["memory"] = memory_rows
         print(keep(name, {**said, "hardware": hardware(where), **found}))
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sslbench.features import CentreCrops, crop_features
 from sslbench.files import atomic_path
+from sslbench.loading import start_loading
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 
@@ -45,8 +45,8 @@ def extract(
             if not path.exists():
                 chosen = range(start, min(start + step, len(crops)))
                 subset = CentreCrops([crops.paths[i] for i in chosen], crops.resize, crops.crop)
-                loader = DataLoader(subset, batch_size, num_workers=num_workers)
-                part = [crop_features(network, batch, grid).cpu().numpy() for batch in loader]
+                batches = start_loading(subset, batch_size=batch_size, num_workers=num_workers)
+                part = [crop_features(network, batch, grid).cpu().numpy() for batch in batches]
                 _save(path, np.concatenate(part))
             parts.append(np.load(path))
             bar.advance(len(parts[-1]))

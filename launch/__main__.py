@@ -175,7 +175,8 @@ def _say_missing(planned: Planned, console: Console) -> None:
     for item in planned.missing:
         reason = str(item.error).splitlines()[0]
         reasons.setdefault(reason, []).extend(cell.place for cell in item.cells)
-    for reason, places in reasons.items():
+    for reason, repeated in reasons.items():
+        places = list(dict.fromkeys(repeated))  # each seed has the same
         named = ", ".join(places[:MAX_PLACES])
         more = len(places) - MAX_PLACES
         text = f"not planned: {named}{f' and {more} more' if more > 0 else ''}: {reason}"

@@ -149,6 +149,8 @@ def survey(suite: Suite, roots: DataRoots, runs: Path) -> tuple[list[PlannedStag
     """Do as ``plan`` does, but list what lacks its data beside the stages that have theirs."""
     builder = _Builder(roots, runs)
     missing: list[Missing] = []
+    if suite.cell:
+        pretraining(suite.base_row)  # what is wrong with the base is no cell's fault
     for line in suite.lines:
         for seed in range(suite.seeds):
             missing += _plan_line(builder, suite, line, seed)

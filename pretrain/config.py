@@ -274,12 +274,15 @@ class ScheduleConfig(FrozenConfig):
     def _milestones_lie_inside(self) -> Self:
         beyond = [epoch for epoch in self.keep_epochs if not 1 <= epoch <= self.epochs]
         if beyond:
-            raise ValueError(f"keep_epochs {beyond} lie outside 1..{self.epochs}; change or drop")
+            raise ValueError(
+                f"keep_epochs {beyond} lie outside 1..{self.epochs}; change or drop, "
+                "or let schedule.rescale=true move every milestone"
+            )
         late = [drop for drop in self.lr_drops if not 0 < drop < self.epochs]
         if self.lr_shape == "step" and late:
             raise ValueError(
                 f"lr_drops {late} lie outside the {self.epochs} epochs; move them, "
-                "or set lr_drops=[] or lr_shape='cosine'"
+                "or set lr_drops=[] or lr_shape='cosine', or let schedule.rescale=true move them"
             )
         if self.lr_warmup_epochs >= self.epochs:
             raise ValueError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pretrain import photometry
 from pretrain.losses.clustering import Geometry
@@ -20,7 +20,7 @@ from pretrain.masks.store import MaskStore
 from pretrain.views import Interpolation, cut_image, cut_labels, draw_crop
 from sslbench import dist
 from sslbench.datasets import DataError, ImageList, decode_rgb
-from sslbench.interrupt import held_back, obey_parent_only
+from sslbench.loading import start_loading
 from sslbench.rng import numpy_generator
 
 
@@ -223,15 +223,12 @@ def make_loader(
         DataError: while serving: an image cannot be read or does not fit its masks.
     """
     order = rank_share(epoch_order(len(images), batch_size, seed, epoch))
-    loader = DataLoader(
+    batches = start_loading(
         ViewDataset(images, masks, spec, seed, epoch),
         batch_sampler=order[first_step:].tolist(),
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=obey_parent_only,
     )
-    with held_back():
-        batches = iter(loader)
     return map(_usable, batches)
 
 

@@ -1,7 +1,8 @@
 """Where a pretraining departs from the letter of the CYBORGS paper, in a few words a departure.
 
-Only what the paper says counts: where it is silent (temperature, crop interpolation, course of the
-learning rate), nothing can depart. docs/paper_versus_us.md gives the reasons.
+Only what the paper says counts, or BYOL, from which it takes its MLPs and augmentations: where both
+are silent (temperature, crop interpolation, sampling of masks), nothing can depart.
+docs/paper_versus_us.md gives the reasons.
 """
 
 import operator
@@ -90,7 +91,6 @@ SETTINGS = (
     _Setting(("method.contrast_grid",), (7,), "grid {}"),
     _Setting(("method.fusion",), ("bilinear",), "fusion {}"),
     _Setting(("method.normalise_layers",), (False,), "unit length of each layer {}"),
-    _Setting(("method.sampling",), ("present",), "sampling {}"),
     _Setting(("method.mlp_norm",), ("rows",), "BatchNorm over {}"),  # BYOL's MLPs, Sec. 4.1
     _Setting(("method.last_bias",), (False,), "last bias {}"),
     _Setting(("method.views.saturation",), ("multiplied",), "saturation {}"),

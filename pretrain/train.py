@@ -24,7 +24,7 @@ from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.estimate import estimate
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
-from pretrain.masks.sources import make_fixed_masks
+from pretrain.masks.sources import make_fixed_masks, require_source
 from pretrain.masks.store import MaskStore
 from pretrain.memory import out_of_memory_explained, require_equal_parts
 from pretrain.meter import Meter, forget_peak_memory
@@ -87,6 +87,8 @@ class Run:
         self.cfg, self.images, self.place, self.log = cfg, images, place, log
         self.probe = probe
         require_equal_parts(cfg)
+        if cfg.method.mask_config is not None:
+            require_source(cfg.method.mask_config.source)
         self.images_id = images_id(images)
         self.steps_per_epoch = steps_per_epoch(len(images), cfg.batch_size)
         self.total_steps = cfg.schedule.epochs * self.steps_per_epoch

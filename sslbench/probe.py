@@ -14,13 +14,13 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from sslbench import dist
 from sslbench.checkpoint import load_backbone
 from sslbench.datasets import DataError, DataRoots, ImageLabels, labelled_splits
 from sslbench.features import CentreCrops, crop_features
 from sslbench.knn import Vote, classes_on_both_sides, mean_average_precision
+from sslbench.loading import start_loading
 from sslbench.log import Progress, progress
 from sslbench.resnet import ResNet
 from sslbench.rng import torch_generator
@@ -83,7 +83,8 @@ class KNNProbe:
         # without a generator of its own, a loader draws a seed from the global one
         generator = torch_generator(0, "probe loader")
         parts = []
-        for pixels in DataLoader(own, BATCH, num_workers=num_workers, generator=generator):
+        settings = {"batch_size": BATCH, "num_workers": num_workers, "generator": generator}
+        for pixels in start_loading(own, **settings):
             parts.append(crop_features(network, pixels, grid=1))
             bar.advance(len(pixels))
         gathered = dist.all_gather(torch.cat(parts))

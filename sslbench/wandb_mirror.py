@@ -8,11 +8,13 @@ wandb's own variables hold as ever, such as WANDB_MODE=offline and WANDB_ENTITY.
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "SSLBENCH_WANDB_PROJECT"
+INIT_SECONDS = 30  # that a service out of reach may keep a run waiting
 
 
 class WandbError(ValueError):
@@ -35,7 +37,7 @@ class WandbMirror:
         except ImportError as error:
             raise WandbError(
                 f"{VARIABLE}={project} asks for Weights & Biases, but the package wandb cannot be "
-                f"imported ({error}): pip install 'sslbench[wandb]', or unset the variable"
+                f"imported ({error}): {sys.executable} -m pip install wandb, or unset the variable"
             ) from error
         self._wandb: Any = wandb
         self._run: Any = None
@@ -59,7 +61,7 @@ class WandbMirror:
                 name=self.folder.name,
                 dir=str(self.folder),
                 resume="allow",
-                settings={"console": "off"},
+                settings={"console": "off", "silent": True, "init_timeout": INIT_SECONDS},
             )
             # W&B's own counter only rises. Rows that a rewound run writes again would be refused;
             # with an axis of their own they fall on the first ones, of which they are copies.

@@ -29,7 +29,7 @@ def box_labels(image_HW3: np.ndarray) -> np.ndarray:
     painted_HW = np.zeros(image_HW3.shape[:2], np.uint8)
     for number, (x0, y0, x1, y1) in enumerate(boxes_N4.tolist(), start=1):
         painted_HW[y0:y1, x0:x1] = number
-    return majority(painted_HW)
+    return majority(painted_HW).astype(np.uint8)
 
 
 def select(boxes_N4: np.ndarray, min_side: float) -> np.ndarray:
@@ -70,7 +70,7 @@ def _overlaps(box_4: np.ndarray, others_N4: np.ndarray) -> np.ndarray:
 
 def _proposals(image_HW3: np.ndarray) -> np.ndarray:
     """All boxes of the search, (N, 4) x0, y0, x1, y1 in pixels of the whole image."""
-    cv2 = _contrib()
+    cv2 = contrib()
     height, width = image_HW3.shape[:2]
     scale = min(1.0, SEARCH_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -84,7 +84,12 @@ def _proposals(image_HW3: np.ndarray) -> np.ndarray:
     return found_N4.round().astype(np.int64)
 
 
-def _contrib() -> Any:
+def contrib() -> Any:
+    """OpenCV with its contrib modules.
+
+    Raises:
+        MaskError: they are missing.
+    """
     try:
         import cv2
     except ImportError:
@@ -92,8 +97,8 @@ def _contrib() -> Any:
     if not hasattr(cv2, "ximgproc"):
         # lvis depends on the plain opencv-python, whose files lie where the contrib package's do.
         raise MaskError(
-            "masks.source='boxes' needs OpenCV with its contrib modules (the extra 'boxes'): "
-            "pip install --force-reinstall --no-deps opencv-contrib-python-headless. A plain "
-            "opencv-python that was installed later hides them"
+            "masks.source='boxes' needs OpenCV with its contrib modules: .venv/bin/python -m pip "
+            "install --force-reinstall --no-deps opencv-contrib-python-headless. A plain "
+            "opencv-python that is installed later hides them"
         )
     return cv2

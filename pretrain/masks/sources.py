@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.masks.boxes import box_labels
+from pretrain.masks.boxes import box_labels, contrib
 from pretrain.masks.cells import by_area, majority
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.parts import Part, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size
 from sslbench.datasets import ImageList, decode_rgb, image_size
+from sslbench.loading import start_loading
 from sslbench.log import RunLog
 
 GRID = 5  # cells along a side of the image
@@ -99,6 +100,16 @@ SOURCES: dict[str, Source] = {
 }
 
 
+def require_source(source: str) -> None:
+    """Refuse a source that lacks what it is made with, before anything is begun.
+
+    Raises:
+        MaskError: it says what to install.
+    """
+    if source == "boxes":
+        contrib()
+
+
 def make_fixed_masks(
     source: str,
     images: ImageList,
@@ -160,16 +171,14 @@ class _Blocks:
 
 
 def _parts(blocks: _Blocks, numbers: Sequence[int], num_workers: int) -> Iterator[Part]:
-    from torch.utils.data import DataLoader
-
-    loader: DataLoader[Part | ValueError] = DataLoader(
+    served: Iterator[Part | ValueError] = start_loading(
         blocks,
         batch_size=None,
         sampler=numbers,
         num_workers=min(num_workers, len(numbers)),
         collate_fn=_unchanged,
     )
-    for made in loader:
+    for made in served:
         if isinstance(made, ValueError):
             raise made
         yield made

@@ -1,12 +1,18 @@
 """Selective-search boxes: which are kept, and what OpenCV must have."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
+import torch
 
+from pretrain.config import PretrainConfig
 from pretrain.masks.boxes import box_labels, select
 from pretrain.masks.store import MaskError
+from pretrain.train import Place, Run
+from sslbench.config import build
+from sslbench.log import RunLog
 
 
 def _boxes(*rows):
@@ -37,10 +43,24 @@ def test_at_most_255_boxes_are_kept():
     assert len(select(boxes, 20)) == 255
 
 
-def test_without_the_contrib_modules_the_extra_is_named(monkeypatch):
+WAY_OUT = "install --force-reinstall --no-deps opencv-contrib-python-headless"
+
+
+def test_without_the_contrib_modules_the_command_to_install_them_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MaskError, match="the extra 'boxes'"):
+    with pytest.raises(MaskError, match=WAY_OUT):
         box_labels(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_a_run_that_lacks_them_ends_before_it_begins(tiny, image_list, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    table = json.loads(tiny.model_dump_json())
+    table["method"] |= {"warmup_epochs": 0, "refresh_masks_every": 0}
+    table["method"]["masks"]["source"] = "boxes"
+    cfg = build(PretrainConfig, table, where="test")
+    with RunLog(tmp_path) as log, pytest.raises(MaskError, match=WAY_OUT):
+        Run(cfg, image_list, Place(tmp_path, torch.device("cpu")), log)
+    assert (tmp_path / "log.txt").read_text() == ""
 
 
 @pytest.fixture
@@ -64,7 +84,7 @@ def _scene():
 def test_boxes_surround_what_stands_out():
     labels = box_labels(_scene())
     red, blue, corner = labels[8, 10], labels[11, 23], labels[19, 0]
-    assert len({red, blue, corner}) == 3
+    assert labels.dtype == np.uint8 and len({red, blue, corner}) == 3
 
 
 @pytest.mark.usefixtures("contrib")

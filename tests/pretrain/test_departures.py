@@ -90,7 +90,6 @@ def test_the_released_codes_preset_says_where_it_leaves_the_paper():
         "distance of masks euclidean, not cosine",
         "new masks at the end of an epoch, not start",
         "ids 81, not 256",
-        "sampling released, not present",
         "BatchNorm over slots, not rows",
         "last bias True, not False",
         "saturation added, not multiplied",

@@ -15,6 +15,7 @@ from sslbench.config import build
 from sslbench.datasets import DataError, DataRoots, ImageList
 from sslbench.log import RunLog, read_metrics
 from sslbench.stage import run_standalone
+from tests.pretrain.compare import masks
 
 PROBE = {"train": "voc2007/trainval", "test": "voc2007/test", "neighbours": 5}
 
@@ -67,8 +68,7 @@ def test_weights_masks_and_losses_are_the_same_without_a_probe(tiny, image_list,
         folder = tmp_path / str(every_epochs)
         saved = train(probed(tiny, every_epochs), image_list, roots, folder)
         losses = [r["loss"] for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
-        masks = {p.name: p.read_bytes() for p in (folder / "masks").rglob("*") if p.is_file()}
-        runs[every_epochs] = saved, losses, masks
+        runs[every_epochs] = saved, losses, masks(folder)
     plain, watched = runs[0][0], runs[1][0]
     for name, value in plain["model"].items():
         assert torch.equal(value, watched["model"][name]), name
