@@ -130,7 +130,7 @@ class Run:
         """Run the steps of ``epoch`` that are left, and save."""
         plan = plan_epoch(self.cfg.method, epoch)
         if dist.any_true(self.stop.asked):
-            raise KeyboardInterrupt  # the epoch before is saved
+            self.leave()  # the epoch before is saved
         masks = self.masks_for(epoch)
         asked = False
         meter = Meter(self.cfg.batch_size, self.place.device)
@@ -146,9 +146,7 @@ class Run:
         is_whole = self.step % self.steps_per_epoch == 0
         self.save(kept=is_whole and epoch in self.cfg.schedule.keep_epochs)
         if asked:
-            self.log.info(f"asked to stop: saved after step {self.step}")
-            dist.barrier()  # a launcher kills all once one is gone: not before the file is there
-            raise KeyboardInterrupt
+            self.leave()
 
     def take_step(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
         """Do a step's updates one after the other; the loss is their sum."""
@@ -160,6 +158,13 @@ class Run:
             loss += values[LOSS]
             values |= self.method.update_target((self.step + 1) / self.total_steps)
         return values | {LOSS: loss}
+
+    def leave(self) -> NoReturn:
+        """Obey a signal once everything is saved."""
+        state = f"saved after step {self.step}" if self.step else "before the first step"
+        self.log.info(f"asked to stop: {state}")
+        dist.barrier()  # a launcher kills all once one is gone: not before the file is there
+        raise KeyboardInterrupt
 
     def probe_after(self, epoch: int) -> None:
         """Probe the trunk if that is due after ``epoch``, which is saved."""
