@@ -49,7 +49,7 @@ class StopRequest:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Deliver no signal within the block, and none ever to a process that starts in it.
+    """Let this thread take no signal within the block, and a process that starts in it none ever.
 
     Ctrl-C and schedulers signal every process of a run: a loader worker that dies of it would take
     the run with it before it has saved.
