@@ -140,7 +140,8 @@ class Cyborgs(nn.Module):
         if self.clustering_layer != FUSED:
             side = -(-crop // ResNet.strides[self.clustering_layer.split(".")[0]])
         points = cfg.images_per_group * side**2
-        if points >= MIN_POINTS * cfg.max_clusters:
+        is_used = self.cfg.clustering_every > 0 and cfg.weight > 0
+        if not is_used or points >= MIN_POINTS * cfg.max_clusters:
             return []
         return [
             f"the clustering loss groups {points} points into up to {cfg.max_clusters} clusters: "

@@ -253,6 +253,8 @@ def test_clusterings_with_hardly_more_points_than_clusters_are_remarked(tiny):
     (remark,) = build(tiny.model_copy(update={"crop_size": 32})).remarks() or [""]
     # two images of 4x4 cells for up to 8 clusters
     assert "32 points into up to 8 clusters" in remark
+    without = tiny.method.model_copy(update={"clustering_every": 0})
+    assert not build(tiny.model_copy(update={"method": without})).remarks()
 
 
 def test_euclidean_distance_has_no_share_of_a_collapsed_maps_cost(tiny, batch):
