@@ -14,7 +14,7 @@ import pytest
 import torch
 from devkit import write_devkit
 
-from pretrain.config import PretrainConfig
+from pretrain.config import LARSConfig, PretrainConfig
 from sslbench import dist
 from sslbench.config import build
 from sslbench.log import read_metrics
@@ -59,6 +59,13 @@ def run(processes: int, *words: object) -> str:
     return said
 
 
+def curves(path: Path, image_dir: Path, tmp_path: Path, *words: str) -> list[list[float]]:
+    """Losses of one process and of two."""
+    for processes in (1, 2):
+        run(processes, path, image_dir, tmp_path / str(processes), *words)
+    return [losses(tmp_path / str(processes)) for processes in (1, 2)]
+
+
 def losses(folder: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(folder / "metrics.jsonl")]
 
@@ -77,11 +84,24 @@ def test_two_processes_give_the_loss_curve_of_one(clustering, config, image_dir,
     """Groups of 2 images lie within a process, groups of 3 span them; BatchNorm sees all 8."""
     clustering = {"max_clusters": 8, "iterations": 4, **clustering}
     path = config(20, {**GRID, "clustering_every": 2, "clustering": clustering})
-    for processes in (1, 2):
-        run(processes, path, image_dir, tmp_path / str(processes), "double")
-    one, two = losses(tmp_path / "1"), losses(tmp_path / "2")
+    one, two = curves(path, image_dir, tmp_path, "double")
     assert len(one) == 20 and max(one) - min(one) > 0.1
     assert two == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_curve_of_one_in_float32(config, image_dir, tmp_path):
+    """At the rate with which a published run begins; larger ones let rounding grow step by step."""
+    start_of_warmup = LARSConfig().lr / 100
+    clustering = {"max_clusters": 8, "iterations": 4, "images_per_group": 3}
+    path = config(
+        20,
+        {**GRID, "clustering_every": 2, "clustering": clustering},
+        optimizer={"lr": start_of_warmup},
+    )
+    one, two = curves(path, image_dir, tmp_path)
+    assert len(one) == 20 and max(one) - min(one) > 0.1
+    assert two == pytest.approx(one, rel=1e-5)
 
 
 @pytest.mark.slow
