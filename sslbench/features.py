@@ -60,8 +60,8 @@ def pool(maps_BCHW: Tensor, grid: int) -> Tensor:
 
 
 @torch.no_grad()
-def crop_features(network: ResNet, pixels_BCHW: Tensor, grid: int) -> Tensor:
-    """Features of some crops, (B, C * G), where the network is.
+def crop_maps(network: ResNet, pixels_BCHW: Tensor) -> Tensor:
+    """Last maps of some crops, (B, C, H, W), where the network is.
 
     Args:
         network: in eval mode.
@@ -73,11 +73,23 @@ def crop_features(network: ResNet, pixels_BCHW: Tensor, grid: int) -> Tensor:
     weight = network.conv1.weight
     pixels_BCHW = pixels_BCHW.to(weight.device, weight.dtype)
     mean, std = (weight.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    maps = network.maps((pixels_BCHW - mean) / std, (LAYER,))
-    features = pool(maps[LAYER], grid)
-    if not torch.isfinite(features).all():
+    maps_BCHW = network.maps((pixels_BCHW - mean) / std, (LAYER,))[LAYER]
+    if not torch.isfinite(maps_BCHW).all():
         raise FeatureError(
             "the network gives NaN or infinite features; its weights or statistics are broken. "
             "'python -m transfer inspect' describes the checkpoint"
         )
-    return features
+    return maps_BCHW
+
+
+def crop_features(network: ResNet, pixels_BCHW: Tensor, grid: int) -> Tensor:
+    """Features of some crops, (B, C * G), where the network is.
+
+    Args:
+        network: in eval mode.
+        pixels_BCHW: uint8, from ``CentreCrops``.
+
+    Raises:
+        FeatureError: a feature is not finite.
+    """
+    return pool(crop_maps(network, pixels_BCHW), grid)
