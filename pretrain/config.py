@@ -37,13 +37,15 @@ class ArchConfig(FrozenConfig):
         return width
 
 
-class _KMeansConfig(FrozenConfig):
+class KMeansConfig(FrozenConfig):
     """k-means with a K drawn uniformly from a range, both ends included."""
 
     metric: Literal["cosine", "euclidean"] = "cosine"  # cosine: spherical k-means
     min_clusters: int = Field(default=2, ge=2, le=MAX_IDS)
     max_clusters: int = Field(default=256, ge=2, le=MAX_IDS)
     iterations: int = Field(default=20, gt=0)
+    start: Literal["random", "kmeans++"] = "random"  # points drawn alike, or far from each other
+    backend: Literal["torch", "faiss"] = "torch"
 
     @model_validator(mode="after")
     def _range_is_ordered(self) -> Self:
@@ -54,7 +56,7 @@ class _KMeansConfig(FrozenConfig):
         return self
 
 
-class MaskConfig(_KMeansConfig):
+class MaskConfig(KMeansConfig):
     """Where masks come from (paper Sec. 3.3, Algorithm 1)."""
 
     source: Literal["kmeans", "crop", "grid", "felzenszwalb", "boxes", "ground_truth"] = "kmeans"
@@ -63,7 +65,7 @@ class MaskConfig(_KMeansConfig):
     refine: Literal["none", "crf"] = "none"  # of clustered labels (paper Table 2b)
 
 
-class ClusteringConfig(_KMeansConfig):
+class ClusteringConfig(KMeansConfig):
     """The clustering-consistency loss (paper Sec. 3.4, Eq. 3 and 4)."""
 
     distance: Literal["vmf", "euclidean"] = "vmf"

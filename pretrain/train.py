@@ -23,6 +23,7 @@ from pretrain.config import (
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.estimate import estimate
 from pretrain.masks.ground_truth import Annotations
+from pretrain.masks.kmeans import KMeans
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks, require_source
 from pretrain.masks.store import MaskStore
@@ -269,15 +270,17 @@ class Run:
             min_clusters=masks.min_clusters,
             max_clusters=masks.max_clusters,
             images_per_clustering=masks.images_per_clustering,
-            iterations=masks.iterations,
             seed=self.cfg.seed,
             epoch=epoch,
-            metric=masks.metric,
+            rule=KMeans.build(masks),
             refine=masks.refine,
+            precision=resolved(self.cfg.precision, self.place.device),
         )
-        backbone = self.method.online_backbone
+        backbone, workers = self.method.online_backbone, self.place.num_workers
         with self.stop.now():  # it keeps its own parts
-            return refresh(backbone, self.images, self.images_id, folder, settings, self.log)
+            return refresh(
+                backbone, self.images, self.images_id, folder, settings, self.log, workers
+            )
 
     def fixed_masks(self, folder: Path, source: str) -> MaskStore:
         """Make the masks that no network changes, or finish them."""

@@ -27,7 +27,8 @@ def split(requirement: str) -> tuple[str, str]:
 def pip_requirements() -> dict[str, str]:
     project = PROJECT["project"]
     extras = [item for group in project["optional-dependencies"].values() for item in group]
-    return dict(split(item) for item in [*project["dependencies"], *extras])
+    alone = re.findall(r"--no-deps '(.+)'", (ROOT / ".ci/setup").read_text())
+    return dict(split(item) for item in [*project["dependencies"], *extras, *alone])
 
 
 def conda_requirements() -> dict[str, str]:

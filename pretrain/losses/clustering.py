@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.correspondence import OUTSIDE, corresponding_cells
-from pretrain.masks.kmeans import Metric, kmeans, nearest
+from pretrain.masks.kmeans import KMeans, Metric, kmeans, nearest
 from sslbench import dist
 
 # (pixels_PD, prototypes_KD, owner_P) -> one distance per pixel.
@@ -70,12 +70,11 @@ def cluster(
     target_BDhw: Tensor,
     num_clusters: int,
     generator: torch.Generator,
-    iterations: int,
-    metric: Metric = "cosine",
+    rule: KMeans,
 ) -> Prototypes:
     """Cluster the cells of one group of images."""
     points_ND = rows(target_BDhw.detach()).flatten(0, 1)
-    made = kmeans(points_ND, num_clusters, generator, iterations, metric)
+    made = kmeans(points_ND, num_clusters, generator, rule)
     own_cosine = F.cosine_similarity(points_ND, made.centers_KD[made.labels_N]).mean()
     owner_BP = made.labels_N.view(len(target_BDhw), -1)
     return Prototypes(made.centers_KD, owner_BP, own_cosine, made.num_empty)

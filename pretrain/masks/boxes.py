@@ -95,10 +95,11 @@ def contrib() -> Any:
     except ImportError:
         cv2 = None
     if not hasattr(cv2, "ximgproc"):
-        # lvis depends on the plain opencv-python, whose files lie where the contrib package's do.
+        # The plain opencv-python's files lie where the contrib package's do.
         raise MaskError(
-            "masks.source='boxes' needs OpenCV with its contrib modules: .venv/bin/python -m pip "
-            "install --force-reinstall --no-deps opencv-contrib-python-headless. A plain "
-            "opencv-python that is installed later hides them"
+            "masks.source='boxes' needs OpenCV with its contrib modules, which a plain "
+            "opencv-python hides: .venv/bin/python -m pip uninstall opencv-python, then "
+            ".venv/bin/python -m pip install --force-reinstall --no-deps "
+            "opencv-contrib-python-headless"
         )
     return cv2

@@ -5,6 +5,7 @@ depends on nothing but its number. So the joined generation depends neither on t
 processes nor on where the work was interrupted.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,6 @@ from sslbench.files import atomic_path, read_json, write_json
 from sslbench.log import RunLog
 
 Part = dict[int, MaskEntry]  # index of the image -> its masks
-
-# Manifest keys that came later, with what held before: older generations stay valid.
-ADDED_KEYS = {"refine": "none", "metric": "cosine"}
 
 
 def make_in_parts(
@@ -72,20 +70,20 @@ def make_missing(
 
 def _is_made(folder: Path, manifest: Mapping[str, Any]) -> bool:
     path = folder / "manifest.json"
-    return path.exists() and _as_json(manifest).items() <= _as_json(read_json(path)).items()
+    return path.exists() and _as_json(manifest).items() <= read_json(path).items()
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """As it reads back from disk, with the keys that came later."""
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in manifest.items()}
-    return ADDED_KEYS | plain
+    """As it reads back from disk."""
+    plain: dict[str, Any] = json.loads(json.dumps(manifest))
+    return plain
 
 
 def _prepare(parts_dir: Path, manifest: Mapping[str, Any]) -> None:
     """Keep an interrupted run's parts only if they were made under the same manifest."""
     path = parts_dir / "manifest.json"
     wanted = _as_json(manifest)
-    if parts_dir.exists() and not (path.exists() and _as_json(read_json(path)) == wanted):
+    if parts_dir.exists() and not (path.exists() and read_json(path) == wanted):
         shutil.rmtree(parts_dir)
     parts_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():

@@ -9,25 +9,27 @@ Shape letters: H x W pixels, h x w cells, D channels, N cells of all images of a
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.masks.cells import cell_colours
 from pretrain.masks.crf import refine
-from pretrain.masks.kmeans import MIN_NORM, Metric, PointsError, kmeans
+from pretrain.masks.features import CellFeatures
+from pretrain.masks.kmeans import KMeans, PointsError, kmeans
 from pretrain.masks.parts import Part, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size
-from pretrain.photometry import normalise
 from sslbench.datasets import ImageList, decode_rgb
+from sslbench.loading import made_ahead
 from sslbench.log import RunLog
-from sslbench.resnet import ResNet, resolve_layer
+from sslbench.resnet import ResNet
 from sslbench.rng import numpy_generator, torch_generator
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Bootstrap:
     min_clusters: int
     max_clusters: int
     images_per_clustering: int
-    iterations: int
     seed: int
     epoch: int
-    metric: Metric = "cosine"
+    rule: KMeans = field(default_factory=KMeans)
     refine: Literal["none", "crf"] = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the network
 
 
 def refresh(
@@ -52,12 +54,14 @@ def refresh(
     folder: Path,
     settings: Bootstrap,
     log: RunLog,
+    num_workers: int = 0,
 ) -> MaskStore:
     """Make the mask generation ``folder``, or finish or reuse what an interrupted run left of it.
 
     Args:
-        backbone: the online trunk; used in eval mode and left in the mode it came in.
+        backbone: the online trunk; used as in eval mode, and not touched.
         images_id: identity of the image list.
+        num_workers: processes that decode images ahead.
     """
     manifest = {
         "source": "kmeans",
@@ -66,17 +70,20 @@ def refresh(
         **asdict(settings),
     }
     groups = image_groups(len(images), settings)
+    features = CellFeatures(
+        backbone, settings.layers, settings.rule.metric, DTYPES[settings.precision]
+    )
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
-        for group in numbers:
-            yield cluster_group(backbone, images, groups[group], group, settings)
+        members = [groups[number] for number in numbers]
+        pictures = made_ahead(_Decoder(images), members, num_workers)
+        for number, own, decoded in zip(numbers, members, pictures, strict=True):
+            names = [images.name(index) for index in own.tolist()]
+            maps = cluster_group(features, decoded, names, number, settings)
+            yield dict(zip(own.tolist(), maps, strict=True))
 
-    was_training = backbone.training
-    backbone.eval()
     label = f"masks for epoch {settings.epoch}"
-    store = make_in_parts(folder, manifest, len(groups), make, label, log)
-    backbone.train(was_training)
-    return store
+    return make_in_parts(folder, manifest, len(groups), make, label, log)
 
 
 def weights_id(module: nn.Module) -> str:
@@ -107,70 +114,49 @@ def num_clusters(settings: Bootstrap, group: int) -> int:
 
 @torch.no_grad()
 def cluster_group(
-    backbone: ResNet, images: ImageList, members: np.ndarray, group: int, settings: Bootstrap
-) -> Part:
-    """Cluster the cells of one group of images together; refine each image's labels if asked."""
-    cells = [_read_cells(backbone, images, index, settings) for index in members.tolist()]
+    features: CellFeatures,
+    pictures: Sequence[Tensor],
+    names: Sequence[str],
+    group: int,
+    settings: Bootstrap,
+) -> list[MaskEntry]:
+    """Cluster the cells of one group of images together; refine each image's labels if asked.
+
+    Args:
+        pictures: uint8 (H, W, 3) each.
+        names: of the pictures, for errors.
+    """
+    points = features(pictures)
+    for name, points_ND in zip(names, points, strict=True):
+        if not bool(torch.isfinite(points_ND).all()):
+            raise PointsError(f"{name}: its features are not finite; the network has diverged")
     made = kmeans(
-        torch.cat([image.points_ND for image in cells]),
+        torch.cat(points),
         num_clusters(settings, group),
         torch_generator(settings.seed, "mask kmeans", settings.epoch, group),
-        settings.iterations,
-        settings.metric,
+        settings.rule,
     )
-    all_labels = made.labels_N.split([len(image.points_ND) for image in cells])
-    part: Part = {}
-    for index, image, labels_N in zip(members.tolist(), cells, all_labels, strict=True):
-        if image.colours_hw3 is not None:
-            labels_N = refine(image.points_ND, made.centers_KD, labels_N, image.colours_hw3)
-        labels_hw = labels_N.reshape(stored_size(*image.size)).cpu().numpy().astype(np.uint8)
-        part[index] = MaskEntry(labels_hw, *image.size, len(made.centers_KD), group)
-    return part
+    entries = []
+    all_labels = made.labels_N.split([len(points_ND) for points_ND in points])
+    for picture_HW3, points_ND, labels_N in zip(pictures, points, all_labels, strict=True):
+        if settings.refine == "crf":
+            colours_hw3 = torch.from_numpy(cell_colours(picture_HW3.numpy())).to(points_ND)
+            labels_N = refine(points_ND, made.centers_KD, labels_N, colours_hw3)
+        size = (picture_HW3.shape[0], picture_HW3.shape[1])
+        labels_hw = labels_N.reshape(stored_size(*size)).to(torch.uint8).cpu().numpy()
+        entries.append(MaskEntry(labels_hw, *size, len(made.centers_KD), group))
+    return entries
 
 
 @dataclass(frozen=True)
-class _Cells:
-    """One image as k-means sees it."""
+class _Decoder:
+    """Decodes groups of images."""
 
-    size: tuple[int, int]  # (height, width) in pixels
-    points_ND: Tensor
-    colours_hw3: Tensor | None  # mean colours, where labels are refined by them
+    images: ImageList
 
+    def __call__(self, members: np.ndarray) -> list[Tensor]:
+        """Pictures, uint8 (H, W, 3) each."""
+        return [self._picture(index) for index in members.tolist()]
 
-def _read_cells(backbone: ResNet, images: ImageList, index: int, settings: Bootstrap) -> _Cells:
-    image_HW3 = decode_rgb(images.read(index), images.name(index))
-    points_ND = _cell_features(backbone, image_HW3, settings)
-    if not bool(torch.isfinite(points_ND).all()):
-        raise PointsError(
-            f"{images.name(index)}: its features are not finite; the network has diverged"
-        )
-    colours_hw3 = None
-    if settings.refine == "crf":
-        colours_hw3 = torch.from_numpy(cell_colours(image_HW3)).to(points_ND)
-    return _Cells((image_HW3.shape[0], image_HW3.shape[1]), points_ND, colours_hw3)
-
-
-def _cell_features(backbone: ResNet, image_HW3: np.ndarray, settings: Bootstrap) -> Tensor:
-    """Feature vector of every stride-8 cell of an image, (h*w, D).
-
-    Several layers are each resized to the grid and, for k-means by cosine, scaled to unit length,
-    then joined.
-    """
-    device = next(backbone.parameters()).device
-    pixels_13HW = torch.from_numpy(image_HW3.copy()).to(device).permute(2, 0, 1)[None].float() / 255
-    names = [resolve_layer(layer, backbone.depth) for layer in settings.layers]
-    maps = backbone.maps(normalise(pixels_13HW), names)
-    grid = stored_size(*image_HW3.shape[:2])
-    rows = []
-    for name in names:
-        map_1Dhw = maps[name]
-        if tuple(map_1Dhw.shape[-2:]) != grid:
-            map_1Dhw = F.interpolate(map_1Dhw, grid, mode="bilinear", align_corners=False)
-        row_ND = map_1Dhw[0].flatten(1).T.float()
-        rows.append(row_ND if settings.metric == "euclidean" else _unit(row_ND))
-    points_ND = torch.cat(rows, dim=1)
-    return points_ND if settings.metric == "euclidean" else _unit(points_ND)
-
-
-def _unit(rows_ND: Tensor) -> Tensor:
-    return F.normalize(rows_ND, dim=1, eps=MIN_NORM)
+    def _picture(self, index: int) -> Tensor:
+        return torch.from_numpy(decode_rgb(self.images.read(index), self.images.name(index)).copy())

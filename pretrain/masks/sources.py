@@ -17,7 +17,7 @@ from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.parts import Part, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size
 from sslbench.datasets import ImageList, decode_rgb, image_size
-from sslbench.loading import start_loading
+from sslbench.loading import made_ahead
 from sslbench.log import RunLog
 
 GRID = 5  # cells along a side of the image
@@ -142,47 +142,25 @@ def make_fixed_masks(
     num_workers = num_workers if source in SLOW else 0
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
-        return _parts(blocks, numbers, num_workers)
+        return made_ahead(blocks, numbers, num_workers)
 
-    return make_in_parts(folder, manifest, len(blocks), make, f"masks ({source})", log)
+    num_blocks = -(-len(images) // BLOCK)
+    return make_in_parts(folder, manifest, num_blocks, make, f"masks ({source})", log)
 
 
 @dataclass(frozen=True)
 class _Blocks:
-    """Blocks of neighbouring images as a loader's data set, whose items are parts."""
+    """Makes the parts of blocks of neighbouring images."""
 
     source: Source
     images: ImageList
 
-    def __len__(self) -> int:
-        return -(-len(self.images) // BLOCK)
-
-    def __getitem__(self, block: int) -> Part | ValueError:
-        try:
-            first = block * BLOCK
-            return {i: self._entry(i) for i in range(first, min(first + BLOCK, len(self.images)))}
-        except ValueError as error:
-            return error  # raised in a worker, its message would come wrapped in a traceback
+    def __call__(self, block: int) -> Part:
+        """Masks of one block."""
+        first = block * BLOCK
+        return {i: self._entry(i) for i in range(first, min(first + BLOCK, len(self.images)))}
 
     def _entry(self, index: int) -> MaskEntry:
         picture = Picture(self.images.name(index), self.images.read(index))
         labels_hw = self.source(picture)
         return MaskEntry(labels_hw, *picture.size, clusters=int(labels_hw.max()) + 1, group=index)
-
-
-def _parts(blocks: _Blocks, numbers: Sequence[int], num_workers: int) -> Iterator[Part]:
-    served: Iterator[Part | ValueError] = start_loading(
-        blocks,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=min(num_workers, len(numbers)),
-        collate_fn=_unchanged,
-    )
-    for made in served:
-        if isinstance(made, ValueError):
-            raise made
-        yield made
-
-
-def _unchanged(part: Part | ValueError) -> Part | ValueError:
-    return part

@@ -18,6 +18,7 @@ from pretrain.data import Batch
 from pretrain.losses import clustering
 from pretrain.losses.euclidean import euclidean_distance
 from pretrain.losses.vmf import vmf_distance
+from pretrain.masks.kmeans import KMeans
 from pretrain.plan import EpochPlan
 from sslbench import dist
 from sslbench.rng import numpy_generator, torch_generator
@@ -45,7 +46,7 @@ class Consistency:
     def __init__(self, cfg: ClusteringConfig, seed: int) -> None:
         self.cfg, self.seed = cfg, seed
         self.literal = cfg.prototypes == "literal"
-        self.distance = _distance(cfg)
+        self.distance, self.rule = _distance(cfg), KMeans.build(cfg)
 
     def groups(
         self,
@@ -130,8 +131,7 @@ class Consistency:
                 map_BDhw,
                 k,
                 torch_generator(self.seed, "clustering start", step, number, view),
-                self.cfg.iterations,
-                self.cfg.metric,
+                self.rule,
             )
             for view, map_BDhw in enumerate(maps)
         ]

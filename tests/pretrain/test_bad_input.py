@@ -11,6 +11,7 @@ from PIL import Image
 from pretrain import train as train_module
 from pretrain.data import Batch, ViewSpec, make_loader
 from pretrain.estimate import synthetic_batch
+from pretrain.masks.kmeans import KMeans
 from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.memory import OutOfMemoryError, out_of_memory_explained, require_equal_parts
 from pretrain.methods.cyborgs import RECIPES, Cyborgs, build
@@ -108,7 +109,7 @@ def test_bootstrapping_fewer_cells_than_clusters_gives_each_cell_its_own(tmp_pat
         pixels = generator.integers(0, 256, (9, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
     listed = images(folder, DataRoots(folder))
-    settings = Bootstrap(("layer2.1",), 256, 256, 3, iterations=5, seed=0, epoch=1)
+    settings = Bootstrap(("layer2.1",), 256, 256, 3, seed=0, epoch=1, rule=KMeans(5))
     with RunLog(tmp_path) as log:
         store = refresh(ResNet(18, 0.125), listed, "id", tmp_path / "epoch_0001", settings, log)
     assert [store.clusters(index) for index in range(3)] == [12] * 3

@@ -2,13 +2,14 @@
 
 import json
 import sys
+from importlib.metadata import packages_distributions
 
 import numpy as np
 import pytest
 import torch
 
 from pretrain.config import PretrainConfig
-from pretrain.masks.boxes import box_labels, select
+from pretrain.masks.boxes import box_labels, contrib, select
 from pretrain.masks.store import MaskError
 from pretrain.train import Place, Run
 from sslbench.config import build
@@ -63,12 +64,11 @@ def test_a_run_that_lacks_them_ends_before_it_begins(tiny, image_list, tmp_path,
     assert (tmp_path / "log.txt").read_text() == ""
 
 
-@pytest.fixture
-def contrib():
-    """OpenCV with its contrib modules."""
-    cv2 = pytest.importorskip("cv2", reason="the extra 'boxes' is not installed")
-    if not hasattr(cv2, "ximgproc"):
-        pytest.skip("the extra 'boxes' is not installed: cv2 has no ximgproc")
+def test_opencv_came_with_its_contrib_modules():
+    """One wheel of cv2 is installed, and no other lies over it."""
+    assert hasattr(contrib(), "ximgproc")
+    wheels = {name for name in packages_distributions()["cv2"] if name.startswith("opencv")}
+    assert len(wheels) == 1
 
 
 def _scene():
@@ -80,14 +80,12 @@ def _scene():
     )
 
 
-@pytest.mark.usefixtures("contrib")
 def test_boxes_surround_what_stands_out():
     labels = box_labels(_scene())
     red, blue, corner = labels[8, 10], labels[11, 23], labels[19, 0]
     assert labels.dtype == np.uint8 and len({red, blue, corner}) == 3
 
 
-@pytest.mark.usefixtures("contrib")
 def test_the_same_picture_has_the_same_boxes():
     first = box_labels(_scene())
     assert all(np.array_equal(box_labels(_scene()), first) for _ in range(3))

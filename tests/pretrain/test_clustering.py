@@ -20,6 +20,7 @@ from pretrain.losses.clustering import (
 )
 from pretrain.losses.euclidean import euclidean_distance
 from pretrain.losses.vmf import vmf_distance
+from pretrain.masks.kmeans import KMeans
 
 VMF = functools.partial(vmf_distance, kappa=10.0)
 
@@ -35,7 +36,7 @@ def _maps(seed: int, images: int = 2) -> torch.Tensor:
 
 
 def _cluster(maps: torch.Tensor, k: int = 3, seed: int = 0) -> Prototypes:
-    return cluster(maps, k, torch.Generator().manual_seed(seed), iterations=5)
+    return cluster(maps, k, torch.Generator().manual_seed(seed), KMeans(iterations=5))
 
 
 def test_a_step_moves_cells_towards_their_own_prototypes():
@@ -147,7 +148,8 @@ def test_a_remainder_joins_the_last_group(num_images, expected):
 def test_nearest_means_what_the_clustering_means(metric):
     """Cells of very different norms, drawn to the other view's nearest centre, by loops."""
     maps = [_maps(seed) * torch.rand(2, 1, 4, 4).mul(9).add(0.5) for seed in (9, 10)]
-    made = [cluster(m, 4, torch.Generator().manual_seed(n), 5, metric) for n, m in enumerate(maps)]
+    rule = KMeans(5, metric)
+    made = [cluster(m, 4, torch.Generator().manual_seed(n), rule) for n, m in enumerate(maps)]
     pulls = make_pulls(made, [_geometry(2)] * 2, (4, 4), aligned=False, metric=metric)
     for pull in (pull for pull in pulls if pull.owner_BP is None):
         centers = pull.centers_KD
