@@ -17,7 +17,8 @@ import typer
 from torch import Tensor
 
 from benchmarks.measure import hardware, interleaved, keep, print_table, spread
-from pretrain.masks.kmeans import lloyd, nearest
+from pretrain.masks.assign import nearest
+from pretrain.masks.kmeans import lloyd
 from pretrain.masks.kmeans_faiss import faiss_centers
 
 NUM_POINTS, CHANNELS = 50176, 256

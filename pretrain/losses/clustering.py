@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.correspondence import OUTSIDE, corresponding_cells
-from pretrain.masks.kmeans import KMeans, Metric, kmeans, nearest
+from pretrain.masks.assign import Metric, nearest
+from pretrain.masks.kmeans import KMeans, kmeans
 from sslbench import dist
 
 # (pixels_PD, prototypes_KD, owner_P) -> one distance per pixel.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from pretrain.masks.kmeans import MIN_NORM, Metric
+from pretrain.masks.assign import Metric
+from pretrain.masks.kmeans import MIN_NORM
 from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
 from sslbench.resnet import ResNet, resolve_layer

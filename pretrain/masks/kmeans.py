@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import KMeansConfig
+from pretrain.masks.assign import Metric, nearest, nearest_of_unit
 from pretrain.masks.kmeans_faiss import faiss_centers
 from pretrain.precision import at_least_fp32
 
-Metric = Literal["cosine", "euclidean"]
 Start = Literal["random", "kmeans++"]
 Backend = Literal["torch", "faiss"]
 
 MIN_NORM = 1e-6  # a zero row stays zero: cosine 0 with every centre
 SPLIT = 1 / 1024  # how far apart the two halves of a split cluster start
-CHUNK_POINTS = 65536  # bounds the N x K similarities
 GAP_STEPS = 1 << 40  # k-means++ adds its weights as integers, which no order of addition changes
 
 
@@ -84,7 +83,7 @@ def kmeans(
     start_K = STARTS[rule.start](points_ND, num_clusters, generator, rule.metric)
     iterate = faiss_centers if rule.backend == "faiss" else lloyd
     centers_KD = iterate(points_ND, points_ND[start_K], rule.iterations, rule.metric)
-    labels_N = nearest(points_ND, centers_KD, rule.metric)
+    labels_N = _nearest(points_ND, centers_KD, rule.metric)
     sizes_K = torch.bincount(labels_N, minlength=len(centers_KD))
     return Clustering(centers_KD, labels_N, int((sizes_K == 0).sum()))
 
@@ -98,7 +97,7 @@ def lloyd(points_ND: Tensor, centers_KD: Tensor, iterations: int, metric: Metric
     """
     before_N = None
     for _ in range(iterations):
-        labels_N = nearest(points_ND, centers_KD, metric)
+        labels_N = _nearest(points_ND, centers_KD, metric)
         if before_N is not None and torch.equal(labels_N, before_N):
             break  # centres depend on the labels alone: nothing would change any more
         centers_KD = _centroids(points_ND, labels_N, centers_KD, metric)
@@ -145,17 +144,10 @@ def _gap(points_ND: Tensor, chosen: Tensor, metric: Metric) -> Tensor:
 STARTS = {"random": _random_start, "kmeans++": _far_apart}
 
 
-def nearest(points_ND: Tensor, centers_KD: Tensor, metric: Metric = "cosine") -> Tensor:
-    """Index of the nearest centre, by dot product or by distance; the first of equals."""
-    # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2): the bracket is to be large.
-    offsets_K = centers_KD.square().sum(dim=1) / 2 if metric == "euclidean" else None
-    labels = []
-    for chunk_ND in torch.split(points_ND, CHUNK_POINTS):
-        scores_NK = chunk_ND @ centers_KD.T
-        if offsets_K is not None:
-            scores_NK -= offsets_K
-        labels.append(scores_NK.max(dim=1).indices)  # several times as fast as argmax
-    return torch.cat(labels)
+def _nearest(points_ND: Tensor, centers_KD: Tensor, metric: Metric) -> Tensor:
+    if metric == "cosine":
+        return nearest_of_unit(points_ND, centers_KD)
+    return nearest(points_ND, centers_KD, metric)
 
 
 def _centroids(points_ND: Tensor, labels_N: Tensor, old_KD: Tensor, metric: Metric) -> Tensor:
