@@ -27,8 +27,18 @@ from sslbench.datasets.roots import (
     parse_spec,
     spec_part,
 )
+from sslbench.datasets.segments import (
+    IGNORED,
+    ObjectMap,
+    PanopticMap,
+    Regions,
+    SegmentMap,
+    read_object_maps,
+    read_panoptic,
+)
 
 __all__ = [
+    "IGNORED",
     "Box",
     "DataError",
     "DataRoots",
@@ -36,7 +46,11 @@ __all__ = [
     "ImageLabels",
     "ImageList",
     "Object",
+    "ObjectMap",
+    "PanopticMap",
     "Record",
+    "Regions",
+    "SegmentMap",
     "content_id",
     "decode_rgb",
     "image_labels",
@@ -45,9 +59,13 @@ __all__ = [
     "images_id",
     "is_data_spec",
     "labelled_splits",
+    "layout_of",
     "locate",
     "only",
+    "parse_spec",
     "read",
+    "segment_maps",
+    "spec_part",
 ]
 
 
@@ -66,6 +84,25 @@ def read(spec: str, roots: DataRoots) -> Dataset:
             return coco.read_coco(dataset, split, folder)
         case "lvis":
             return coco.read_lvis(dataset, split, folder, locate("coco2017", roots))
+
+
+def segment_maps(spec: str, roots: DataRoots) -> tuple[SegmentMap, ...]:
+    """List the images of a split that have a PNG of segments: COCO's panoptic, VOC's objects.
+
+    Raises:
+        DataError: the split has none.
+    """
+    dataset, split = parse_spec(spec)
+    _require_segments(spec)
+    folder = locate(dataset, roots)
+    if layout_of(dataset).family == "coco":
+        return read_panoptic(split, folder)
+    return read_object_maps(dataset, split, folder)
+
+
+def _require_segments(spec: str) -> None:
+    if layout_of(parse_spec(spec)[0]).family == "lvis":
+        raise DataError(f"{spec} has no PNGs of segments; COCO's panoptic and VOC have")
 
 
 def image_labels(spec: str, roots: DataRoots) -> ImageLabels:
@@ -127,7 +164,8 @@ def content_id(spec: str, roots: DataRoots) -> str:
 
     Independent of where the data lies and when it was copied there. ``coco2017/train:images``
     counts the images alone and needs no annotations; ``voc2007/test:labels`` counts the images
-    and what ``image_labels`` reads.
+    and what ``image_labels`` reads; ``coco2017/val:segments`` those and what ``segment_maps``
+    reads, PNGs by their names and sizes.
     """
     if not is_data_spec(spec) or spec_part(spec) == "images":
         return images_id(images(spec, roots))
@@ -136,6 +174,11 @@ def content_id(spec: str, roots: DataRoots) -> str:
     if spec_part(spec) == "labels":
         _require_labels(spec)
         return identity.voc_labels_id(dataset, split, folder)
+    if spec_part(spec) == "segments":
+        _require_segments(spec)
+        if layout_of(dataset).family == "coco":
+            return identity.panoptic_id(split, folder)
+        return identity.object_maps_id(dataset, split, folder)
     match layout_of(dataset).family:
         case "voc":
             return identity.voc_id(dataset, split, folder)

@@ -23,6 +23,13 @@ def coco_json(split: str, folder: Path) -> Path:
     return folder / "annotations" / f"instances_{split}2017.json"
 
 
+def panoptic_json(split: str, folder: Path) -> Path:
+    """Return the path of a split's panoptic JSON; the PNGs lie in the folder of that name."""
+    if split not in SPLITS:
+        raise unknown_split("coco2017", split, SPLITS, folder)
+    return folder / "annotations" / f"panoptic_{split}2017.json"
+
+
 def coco_images(split: str, folder: Path) -> Path:
     """Return the image folder of a COCO 2017 split."""
     if split not in SPLITS:
@@ -55,10 +62,10 @@ def read_coco(dataset: str, split: str, folder: Path) -> Dataset:
     image_folder = coco_images(split, folder)
     names = set(index_folder(image_folder).values())
     json_path = coco_json(split, folder)
-    content = _load(json_path)
+    content = load_json(json_path)
     paths = {
         image["id"]: image_folder / image["file_name"] if image["file_name"] in names else None
-        for image in _rows(content, "images", ("id", "file_name"), json_path)
+        for image in json_rows(content, "images", ("id", "file_name"), json_path)
     }
     return _dataset(dataset, split, content, paths, json_path, image_folder)
 
@@ -67,8 +74,8 @@ def read_coco(dataset: str, split: str, folder: Path) -> Dataset:
 def read_lvis(dataset: str, split: str, folder: Path, coco_folder: Path) -> Dataset:
     """Read an LVIS split; ``coco_url`` places each image (val has images of train2017 too)."""
     json_path = lvis_json(split, folder)
-    content = _load(json_path)
-    rows = _rows(content, "images", ("id", "coco_url"), json_path)
+    content = load_json(json_path)
+    rows = json_rows(content, "images", ("id", "coco_url"), json_path)
     places = {image["id"]: tuple(image["coco_url"].rsplit("/", 2)[-2:]) for image in rows}
     present = {
         (name, file)
@@ -83,7 +90,8 @@ def read_lvis(dataset: str, split: str, folder: Path, coco_folder: Path) -> Data
     return _dataset(dataset, split, content, paths, json_path, coco_folder)
 
 
-def _load(json_path: Path) -> dict[str, Any]:
+def load_json(json_path: Path) -> dict[str, Any]:
+    """Read an annotation file whose outermost value is an object."""
     try:
         content = json.loads(json_path.read_bytes())
     except FileNotFoundError:
@@ -99,9 +107,10 @@ def _load(json_path: Path) -> dict[str, Any]:
     return content
 
 
-def _rows(
+def json_rows(
     content: Mapping[str, Any], key: str, fields: Iterable[str], json_path: Path
 ) -> list[dict[str, Any]]:
+    """Return the list ``content[key]`` once every entry is an object that has ``fields``."""
     rows = content.get(key)
     if not isinstance(rows, list):
         raise DataError(f"{json_path} has no list {key!r}: not an instances file")
@@ -124,7 +133,7 @@ def _dataset(
     json_path: Path,
     image_folder: Path,
 ) -> Dataset:
-    images = _rows(content, "images", ("height", "width"), json_path)
+    images = json_rows(content, "images", ("height", "width"), json_path)
     absent = [image_id for image_id, path in paths.items() if path is None]
     if absent:
         raise DataError(
@@ -134,7 +143,7 @@ def _dataset(
     if not images or len(paths) != len(images):
         raise DataError(f"{json_path} has {len(images)} images with {len(paths)} different ids")
     categories = sorted(
-        _rows(content, "categories", ("id", "name"), json_path), key=lambda c: c["id"]
+        json_rows(content, "categories", ("id", "name"), json_path), key=lambda c: c["id"]
     )
     index_of = {category["id"]: index for index, category in enumerate(categories)}
     objects = _objects_by_image(content, paths, index_of, json_path)
@@ -156,7 +165,7 @@ def _objects_by_image(
 ) -> dict[int, list[Object]]:
     objects = defaultdict(list)
     fields = ("id", "image_id", "category_id", "bbox")
-    for row in _rows(content, "annotations", fields, json_path):
+    for row in json_rows(content, "annotations", fields, json_path):
         for key, known in (("image_id", paths), ("category_id", index_of)):
             if row[key] not in known:
                 raise DataError(

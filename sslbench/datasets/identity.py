@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from sslbench.datasets import coco, voc
+from sslbench.datasets import coco, segments, voc
 from sslbench.datasets.images import ImageList, images_id, index_folder
 from sslbench.datasets.roots import DataError
 
@@ -41,6 +41,19 @@ def lvis_id(split: str, folder: Path, coco_folder: Path) -> str:
     folders = [coco.coco_images(name, coco_folder) for name in coco.SPLITS]
     parts = [_folder_id(path) for path in folders if path.is_dir()]
     return _combine(parts, [coco.lvis_json(split, folder)])
+
+
+def object_maps_id(dataset: str, split: str, folder: Path) -> str:
+    """Hash the split's images and its PNGs of objects (names, sizes)."""
+    maps = [path.name for _, path in segments.object_map_paths(dataset, split, folder)]
+    images = _voc_images_id(voc.image_paths(dataset, split, folder))
+    return _combine([images, _images_id(folder / "SegmentationObject", maps)], [])
+
+
+def panoptic_id(split: str, folder: Path) -> str:
+    """Hash the image folder and the PNGs (names, sizes), and the bytes of the panoptic JSON."""
+    folders = [coco.coco_images(split, folder), segments.panoptic_maps_folder(split, folder)]
+    return _combine([_folder_id(path) for path in folders], [coco.panoptic_json(split, folder)])
 
 
 def _voc_images_id(paths: tuple[Path, ...]) -> str:

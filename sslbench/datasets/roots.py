@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 
 MAX_NAMES_SHOWN = 8
 
-# What may be read of a split: everything, the images alone, or images with image-level labels.
-PARTS = ("all", "images", "labels")
+# What may be read of a split: images and instances, the images alone, images with image-level
+# labels, or images with PNGs of segments.
+PARTS = ("all", "images", "labels", "segments")
 
 
 class DataError(ValueError):
