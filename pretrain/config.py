@@ -356,5 +356,10 @@ class RandomInitConfig(ArchConfig):
 class MaskQualityConfig(FrozenConfig):
     """What the masks of a run are measured against."""
 
-    data: str = "coco2017/train"  # data-set spec with instance masks; the pretraining images
+    # Data-set spec with outlines of objects: COCO's instances, coco2017/train:segments (panoptic)
+    # or VOC with SegmentationObject.
+    data: str = "coco2017/train"
+    # What the masks were made of, where these are not the images of ``data``; counts by content.
+    images: Annotated[str, NotHashed] = ""
+    random_network: bool = False  # also those of the run's untrained network, BatchNorm calibrated
     gallery_images: Annotated[int, NotHashed, Field(ge=0)] = 6  # drawn, not measured

@@ -1,12 +1,16 @@
 """Stages: images -> checkpoint; nothing -> random weights; masks -> how good they are."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pretrain.config import MaskQualityConfig, PretrainConfig, RandomInitConfig
 from pretrain.departures import departures_from_paper
 from sslbench.datasets import only
 from sslbench.stage import StageContext
+
+if TYPE_CHECKING:
+    from pretrain.masks.store import MaskStore
+    from sslbench.datasets import ImageList
 
 
 @dataclass(frozen=True)
@@ -96,38 +100,51 @@ class RandomInit:
 
 @dataclass(frozen=True)
 class MaskQuality:
-    """masks (any generation of a run; its neighbours count too) -> adjusted Rand index, gallery."""
+    """masks (any generation of a run; its neighbours count too) -> measures, curve, gallery."""
 
     kind: ClassVar[str] = "mask_quality"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: more measures than the adjusted Rand index; no boxes as truth
     config_type: ClassVar[type] = MaskQualityConfig
     config: MaskQualityConfig
 
     @property
     def label(self) -> str:
         """The data that the masks are measured on."""
-        return self.config.data.replace("/", "_")
+        return self.config.data.replace("/", "_").replace(":", "_")
 
     def needs(self) -> tuple[str, ...]:
-        """The annotated images."""
-        return (self.config.data,)
+        """The annotated images, and those of the masks where they are others."""
+        from pretrain.masks.truth import annotation_spec
+
+        made_of = self.config.images
+        return (annotation_spec(self.config.data), *([only("images", made_of)] if made_of else []))
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         """Measure every mask generation beside the 5x5 grid, and draw a few images."""
         from pretrain.masks.gallery import draw_gallery
-        from pretrain.masks.quality import AnnotatedImages, measure
+        from pretrain.masks.quality import measure, named
+        from pretrain.masks.quality_files import write_quality
         from pretrain.masks.store import generations
-        from sslbench.datasets import content_id
-        from sslbench.log import RunLog
+        from pretrain.masks.truth import AnnotatedImages
         from sslbench.results import write_results
 
-        annotated = AnnotatedImages.load(self.config.data, ctx.data)
-        stores = generations(ctx.inputs["masks"].parent, annotated.images_id)
-        data_id = content_id(self.config.data, ctx.data)
-        with RunLog(ctx.dir) as log:
-            write_results(ctx.dir / "results.json", measure(stores, annotated, data_id, log))
-        made = {"results": "results.json"}
+        annotated = AnnotatedImages.load(self.config.data, ctx.data, self.config.images)
+        stores = named(generations(ctx.inputs["masks"].parent, annotated.images_id).values())
+        if self.config.random_network:
+            stores["random_network"] = self._untrained_masks(ctx, annotated.images)
+        quality = measure(stores, annotated, ctx.data, ctx.num_workers)
+        made = write_quality(ctx.dir, quality)
         if self.config.gallery_images:
             draw_gallery(ctx.dir / "gallery.png", stores, annotated, self.config.gallery_images)
             made["gallery"] = "gallery.png"
-        return made
+        write_results(ctx.dir / "results.json", quality.results())
+        return {"results": "results.json", **made}
+
+    def _untrained_masks(self, ctx: StageContext, images: "ImageList") -> "MaskStore":
+        from pretrain.control import untrained_masks
+        from sslbench.log import RunLog
+
+        folder = ctx.dir / "random_network"
+        checkpoint = ctx.inputs["checkpoint"]
+        with RunLog(ctx.dir) as log:
+            return untrained_masks(checkpoint, images, folder, log, ctx.device, ctx.num_workers)

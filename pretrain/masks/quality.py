@@ -1,120 +1,236 @@
-"""How well masks agree with annotated objects: the adjusted Rand index.
+"""How well stores of masks agree with annotated images, image by image.
 
-Two partitions of the same pixels agree as far as they put the same pairs of pixels together, beyond
-chance: 1 for equal partitions, 0 on average for random ones. (How well a segment's majority object
-covers it is no measure: any fine grid wins it.)
+Masks are enlarged from stride 8 to the image, as the 5x5 grid is that every table has as a floor.
+The measures are those of ``pretrain.masks.agreement``; the adjusted Rand index is the headline.
+
+Shape letters: I images, M measures.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pretrain.masks.agreement import Agreement, Annotated, agreement
 from pretrain.masks.cells import enlarge
-from pretrain.masks.ground_truth import paint
-from pretrain.masks.sources import grid_labels
+from pretrain.masks.sources import GRID, grid_labels
 from pretrain.masks.store import MaskStore
-from sslbench.datasets import (
-    DataError,
-    DataRoots,
-    ImageList,
-    Record,
-    images,
-    images_id,
-    read,
-)
-from sslbench.log import RunLog
+from pretrain.masks.truth import AnnotatedImages, instance_map, regions
+from sslbench.datasets import DataError, DataRoots, content_id
+from sslbench.loading import start_loading
+from sslbench.log import progress
 from sslbench.results import Result
 
-Labels = NDArray[np.integer]
+__all__ = ["AnnotatedImages", "Quality", "instance_map", "measure", "quality_of"]
 
 TASK = "mask_quality"
-IGNORED = -1  # pixels of a crowd belong to no single object
+FLOOR = "grid5x5"
+MEASURES = tuple(field.name for field in dataclasses.fields(Agreement))
+COUNTS = ("segments", "regions", "objects")  # the other measures are shares
+REPORTED = tuple(name for name in MEASURES if name not in ("regions", "objects"))
+
+# Upper ends, in pixels of the image: those of 256x256 and 512x512. As COCO does with objects.
+IMAGE_SIZES = {"small": 256**2, "medium": 512**2, "large": None}
+CLUSTERS = (1, 4, 8, 16, 32, 64, 128, 256)  # upper ends of the bins of K
 
 
-def adjusted_rand_index(ours: Labels, truth: Labels) -> float:
-    """Agreement of two partitions, given as one label per pixel; 1 where both are trivial."""
-    _, a = np.unique(ours, return_inverse=True)
-    _, b = np.unique(truth, return_inverse=True)
-    table = np.bincount(a.ravel() * (b.max() + 1) + b.ravel()).astype(np.float64)
-    together = _pairs(table)
-    in_a, in_b = _pairs(np.bincount(a.ravel())), _pairs(np.bincount(b.ravel()))
-    expected = in_a * in_b / max(_pairs(np.array([a.size])), 1.0)
-    best = (in_a + in_b) / 2
-    return 1.0 if best == expected else float((together - expected) / (best - expected))
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What one source of masks reached on each image; nan: nothing to be measured there."""
+
+    manifest: Mapping[str, Any]
+    clusters_I: NDArray[np.int64]  # K of the image's group
+    values_IM: NDArray[np.float64]
+
+    def mean(self, measure: str, chosen_I: NDArray[np.bool_] | None = None) -> float:
+        """Average over images; of ``best_overlap`` over objects, as each counts once.
+
+        Args:
+            chosen_I: the images that count, by default all.
+        """
+        values_I = self._column(measure)
+        weights_I = self._column("objects") if measure == "best_overlap" else np.ones(len(values_I))
+        counted_I = np.isfinite(values_I) if chosen_I is None else np.isfinite(values_I) & chosen_I
+        if not counted_I.any():
+            return float("nan")
+        return float(np.average(values_I[counted_I], weights=weights_I[counted_I]))
+
+    def num_images(self, measure: str, chosen_I: NDArray[np.bool_] | None = None) -> int:
+        """Images that have something to be measured."""
+        finite_I = np.isfinite(self._column(measure))
+        return int((finite_I if chosen_I is None else finite_I & chosen_I).sum())
+
+    def _column(self, measure: str) -> NDArray[np.float64]:
+        column_I: NDArray[np.float64] = self.values_IM[:, MEASURES.index(measure)]
+        return column_I
 
 
-def _pairs(counts: np.ndarray) -> float:
-    counts = counts.astype(np.float64)
-    return float((counts * (counts - 1) / 2).sum())
-
-
-def instance_map(record: Record) -> NDArray[np.int32]:
-    """Paint an image's objects, large ones first: 0 background, 1.. objects, -1 crowds."""
-    return paint(record, lambda number, item: IGNORED if item.crowd else number)
-
-
-@dataclass(frozen=True)
-class AnnotatedImages:
-    """Images of a split that have objects, with their places in the image list."""
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """Sources of masks on the same annotated images."""
 
     spec: str
-    images: ImageList
-    images_id: str
-    records: tuple[tuple[int, Record], ...]  # (index in ``images``, record)
+    data_id: str
+    names: tuple[str, ...]  # of the images
+    sizes_I2: NDArray[np.int64]  # height, width
+    sources: Mapping[str, Scores]  # the 5x5 grid is the last
 
-    @classmethod
-    def load(cls, spec: str, roots: DataRoots) -> Self:
-        """Match a split's annotations to its image list."""
-        listed = images(spec, roots)
-        places = {listed.name(index): index for index in range(len(listed))}
-        records = tuple(
-            (places[record.path.name], record)
-            for record in read(spec, roots).records
-            if any(not item.crowd for item in record.objects)
-        )
-        if not records:
-            raise DataError(f"{spec} has no image with an annotated object to measure masks on")
-        return cls(spec, listed, images_id(listed), records)
+    def size_bins(self) -> dict[str, NDArray[np.bool_]]:
+        """Images by their number of pixels: small, medium, large."""
+        pixels_I = self.sizes_I2.prod(axis=1)
+        found, below = {}, 0
+        for name, end in IMAGE_SIZES.items():
+            end = np.iinfo(np.int64).max if end is None else end
+            found[name] = (pixels_I >= below) & (pixels_I < end)
+            below = end
+        return found
+
+    def cluster_bins(self, source: str) -> dict[str, NDArray[np.bool_]]:
+        """Images by the K of their group: 1, 2-4, 5-8, 9-16, ..."""
+        clusters_I = self.sources[source].clusters_I
+        found, low = {}, 1
+        for high in CLUSTERS:
+            name = str(high) if low == high else f"{low}-{high}"
+            found[name] = (clusters_I >= low) & (clusters_I <= high)
+            low = high + 1
+        return found
+
+    def results(self) -> list[Result]:
+        """One row for each measure and source, ``ari_kmeans_epoch_0006``; shares in percent."""
+        return [
+            Result(
+                task=TASK,
+                metric=f"{measure}_{name}",
+                value=scores.mean(measure) * (1 if measure in COUNTS else 100),
+                unit="segments" if measure in COUNTS else "%",
+                num_images=scores.num_images(measure),
+                data_id=self.data_id,
+                task_version=2,  # 1 had the adjusted Rand index alone
+            )
+            for name, scores in self.sources.items()
+            for measure in REPORTED
+        ]
+
+
+def quality_of(
+    folders: Sequence[Path],
+    spec: str,
+    roots: DataRoots,
+    *,
+    masks_of: str = "",
+    num_workers: int = 0,
+) -> Quality:
+    """Measure any stores on any labelled split.
+
+    Args:
+        folders: generations; all of the same images.
+        spec: ``coco2017/val``, ``coco2017/val:segments`` (panoptic), ``voc2012/val`` ...
+        masks_of: the images that the masks were made of, where these are not the split's own.
+
+    Raises:
+        MaskError: a folder holds no masks, or masks of other images.
+        DataError: the split has no outlines of objects, or none in these images.
+    """
+    annotated = AnnotatedImages.load(spec, roots, masks_of)
+    stores = named(MaskStore(folder, annotated.images_id) for folder in folders)
+    return measure(stores, annotated, roots, num_workers)
+
+
+def named(stores: Iterable[MaskStore]) -> dict[str, MaskStore]:
+    """Name stores by source and folder, ``kmeans_epoch_0006``; in full where that is not enough."""
+    found: dict[str, MaskStore] = {}
+    for store in stores:
+        name = f"{store.manifest['source']}_{store.folder.name}"
+        if name in found:
+            name = f"{store.manifest['source']}_{store.folder}"
+        found[name] = store
+    return found
 
 
 def measure(
-    stores: Mapping[str, MaskStore], annotated: AnnotatedImages, data_id: str, log: RunLog
-) -> list[Result]:
-    """Average the index over the annotated images, for every generation and for the 5x5 grid.
+    stores: Mapping[str, MaskStore],
+    annotated: AnnotatedImages,
+    roots: DataRoots,
+    num_workers: int = 0,
+) -> Quality:
+    """Compare every store, and the 5x5 grid, with every annotated image.
 
-    The grid goes through the same stride-8 store resolution as the masks.
+    Args:
+        roots: where the annotations lie.
+        num_workers: processes that help this one.
     """
-    scores: dict[str, list[float]] = {name: [] for name in (*stores, "grid5x5")}
-    with log.progress(len(annotated.records), "mask quality") as bar:
-        for index, record in annotated.records:
-            truth = instance_map(record)
-            for name in scores:
-                labels = stores[name].read(index) if name in stores else _grid(record)
-                scores[name].append(_score(labels, truth))
+    served = start_loading(
+        _Comparisons(stores, annotated),
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+    )
+    rows = []
+    with progress(len(annotated.records), "mask quality") as bar:
+        for row in served:
+            if isinstance(row, ValueError):
+                raise row
+            rows.append(row)
             bar.advance()
-    return [
-        Result(
-            task=TASK,
-            metric=_metric_name(name),
-            value=100 * float(np.mean(values)),
-            num_images=len(values),
-            data_id=data_id,
+    values_ISM = np.array(rows)
+    indices = [index for index, _ in annotated.records]
+    sources = {}
+    for number, name in enumerate((*stores, FLOOR)):
+        store = stores.get(name)
+        clusters = [GRID**2 if store is None else store.clusters(index) for index in indices]
+        manifest = {"source": "grid"} if store is None else store.manifest
+        sources[name] = Scores(manifest, np.array(clusters), values_ISM[:, number])
+    return Quality(
+        spec=annotated.spec,
+        data_id=content_id(annotated.spec, roots),
+        names=tuple(annotated.images.name(index) for index in indices),
+        sizes_I2=np.array([(record.height, record.width) for _, record in annotated.records]),
+        sources=sources,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Comparisons:
+    """Annotated images as a loader's data set, whose items are the values of every source."""
+
+    stores: Mapping[str, MaskStore]
+    annotated: AnnotatedImages
+
+    def __len__(self) -> int:
+        return len(self.annotated.records)
+
+    def __getitem__(self, number: int) -> list[tuple[float, ...]] | ValueError:
+        try:
+            return list(self._rows(*self.annotated.records[number]))
+        except ValueError as error:
+            return error  # raised in a worker, its message would come wrapped in a traceback
+
+    def _rows(self, index: int, record: Any) -> Iterator[tuple[float, ...]]:
+        numbers_HW, objects = regions(record)
+        annotated = Annotated.of(numbers_HW, objects)
+        size = (record.height, record.width)
+        for store in (*self.stores.values(), None):
+            if store is None:
+                labels_hw = grid_labels(*size)
+            else:
+                _require_size(store, index, size, record.path)
+                labels_hw = store.read(index)
+            if annotated.counted_HW.any():
+                yield dataclasses.astuple(agreement(enlarge(labels_hw, *size), annotated))
+            else:
+                yield (float("nan"),) * len(MEASURES)
+
+
+def _require_size(store: MaskStore, index: int, size: tuple[int, int], path: Path) -> None:
+    if store.image_size(index) != size:
+        raise DataError(
+            f"{store.folder} has masks for an image of {store.image_size(index)} (height, width) "
+            f"in pixels, but the annotation of {path.name} says {size}: complete the data set"
         )
-        for name, values in scores.items()
-    ]
 
 
-def _grid(record: Record) -> np.ndarray:
-    return grid_labels(record.height, record.width)
-
-
-def _score(labels_hw: Labels, truth_HW: Labels) -> float:
-    counted = truth_HW != IGNORED
-    return adjusted_rand_index(enlarge(labels_hw, *truth_HW.shape)[counted], truth_HW[counted])
-
-
-def _metric_name(name: str) -> str:
-    return "ari_grid5x5" if name == "grid5x5" else f"ari_kmeans_{name}"
+def _unchanged(row: Any) -> Any:
+    return row

@@ -169,13 +169,14 @@ def content_id(spec: str, roots: DataRoots) -> str:
     """
     if not is_data_spec(spec) or spec_part(spec) == "images":
         return images_id(images(spec, roots))
+    if spec_part(spec) == "segments":
+        _require_segments(spec)  # before an unknown folder is complained of
     dataset, split = parse_spec(spec)
     folder = locate(dataset, roots)
     if spec_part(spec) == "labels":
         _require_labels(spec)
         return identity.voc_labels_id(dataset, split, folder)
     if spec_part(spec) == "segments":
-        _require_segments(spec)
         if layout_of(dataset).family == "coco":
             return identity.panoptic_id(split, folder)
         return identity.object_maps_id(dataset, split, folder)

@@ -155,7 +155,7 @@ def read_object_maps(dataset: str, split: str, folder: Path) -> tuple[ObjectMap,
 def object_map_paths(dataset: str, split: str, folder: Path) -> list[tuple[Path, Path]]:
     """Return (image, PNG) of the images that have one, sorted."""
     map_folder = folder / "SegmentationObject"
-    maps = index_folder(map_folder) if map_folder.is_dir() else {}
+    maps = {path.stem: path.name for path in map_folder.glob("*.png")}
     paths = voc.image_paths(dataset, split, folder)
     found = [(path, map_folder / maps[path.stem]) for path in paths if path.stem in maps]
     if not found:

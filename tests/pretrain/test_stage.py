@@ -103,13 +103,31 @@ def test_pretrain_then_mask_quality(tiny, coco, tmp_path):
     assert load_backbone(folder / made["checkpoint"], branch="target").width == 0.125
 
     inputs = {"checkpoint": folder / made["checkpoint"], "masks": folder / made["masks"]}
-    stage = MaskQuality(MaskQualityConfig(data="coco2017/train", gallery_images=2))
+    config = MaskQualityConfig(data="coco2017/train", random_network=True, gallery_images=2)
+    stage = MaskQuality(config)
     out, measured = run_standalone(stage, inputs=inputs, data=coco, out=tmp_path / "quality")
     rows = {row.metric: row for row in read_results(out / measured["results"])}
-    assert set(rows) == {"ari_kmeans_epoch_0002", "ari_kmeans_epoch_0004", "ari_grid5x5"}
+    sources = ("kmeans_epoch_0002", "kmeans_epoch_0004", "grid5x5", "random_network")
+    assert {name for name in rows if name.startswith("ari_")} == {f"ari_{s}" for s in sources}
     assert all(row.task == "mask_quality" and row.num_images == 10 for row in rows.values())
-    assert all(-100 <= row.value <= 100 for row in rows.values())
-    assert Image.open(out / measured["gallery"]).size[0] > 200
+    assert all(-100 <= row.value <= 100 for row in rows.values() if row.unit == "%")
+    for picture in ("gallery", "curve"):
+        assert Image.open(out / measured[picture]).size[0] > 200
+    kept = json.loads((out / measured["quality"]).read_text())
+    assert kept["sources"]["random_network"]["manifest"]["source"] == "kmeans"
+
+
+def test_masks_of_fixed_sources_are_called_by_their_source(tiny, coco, tmp_path):
+    method = {"warmup_epochs": 0, "refresh_masks_every": 0, "masks": {"source": "grid"}}
+    config = json.loads(tiny.model_dump_json())
+    config["method"] |= method
+    stage = Pretrain(build(PretrainConfig, config, "test"))
+    folder, made = run_standalone(stage, inputs={}, data=coco, out=tmp_path / "run")
+    inputs = {"checkpoint": folder / made["checkpoint"], "masks": folder / made["masks"]}
+    stage = MaskQuality(MaskQualityConfig(data="coco2017/train", gallery_images=0))
+    out, measured = run_standalone(stage, inputs=inputs, data=coco, out=tmp_path / "quality")
+    rows = {row.metric: row.value for row in read_results(out / measured["results"])}
+    assert rows["ari_grid_epoch_0001"] == rows["ari_grid5x5"]
 
 
 def test_a_finished_run_is_not_repeated_and_another_config_refused(tiny, coco, tmp_path):

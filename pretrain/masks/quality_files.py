@@ -1,0 +1,151 @@
+"""What is kept of a measurement: quality.json (means, by image size and by K), quality.csv (every
+image), curve.png (the measures over the generations' epochs, the paper's Fig. 5b).
+"""
+
+import csv
+import itertools
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.masks.agreement import BOUNDARY_TOLERANCE
+from pretrain.masks.quality import COUNTS, FLOOR, IMAGE_SIZES, MEASURES, Quality
+from sslbench.files import atomic_path, write_json
+
+DEFINITIONS = {
+    "ari": "adjusted Rand index over pixels (Hubert and Arabie 1985); 100 equal, 0 chance; the "
+    "background is one region. The headline",
+    "hungarian_miou": "mean IoU over regions of the best one-to-one match, after the map was "
+    "merged to as many segments as there are regions (the smallest into its longest neighbour)",
+    "best_overlap": "mean over all objects of the highest IoU with a single segment",
+    "boundary_recall": "share of region borders with a border of ours within the tolerance; grows "
+    "with the number of segments",
+    "majority_miou": "mean IoU over regions when each segment goes to the region that has most of "
+    "it; grows with the number of segments: any fine grid wins it",
+    "segments": "segments in an image",
+    "regions": "annotated regions of an image",
+    "objects": "annotated objects of an image, as far as others do not hide them",
+}
+DRAWN = {  # measure -> title
+    "ari": "adjusted Rand index",
+    "hungarian_miou": "Hungarian mIoU",
+    "best_overlap": "best overlap",
+    "boundary_recall": "boundary recall",
+}
+
+
+def write_quality(folder: Path, quality: Quality) -> dict[str, str]:
+    """Write all three files; return artifact -> name. The curve only where epochs are known."""
+    write_json(folder / "quality.json", summary(quality))
+    _write_rows(folder / "quality.csv", quality)
+    made = {"quality": "quality.json", "images": "quality.csv"}
+    if epochs(quality):
+        draw_curve(folder / "curve.png", quality)
+        made["curve"] = "curve.png"
+    return made
+
+
+def summary(quality: Quality) -> dict[str, Any]:
+    """All means as JSON values; shares in percent, null where nothing was to be measured."""
+    sizes = quality.size_bins()
+    sources = {
+        name: {
+            "manifest": dict(scores.manifest),
+            "all": _means(quality, name),
+            "by_image_size": {bin: _means(quality, name, of) for bin, of in sizes.items()},
+            "by_clusters": {
+                bin: _means(quality, name, of) for bin, of in quality.cluster_bins(name).items()
+            },
+        }
+        for name, scores in quality.sources.items()
+    }
+    return {
+        "data": quality.spec,
+        "data_id": quality.data_id,
+        "num_images": len(quality.names),
+        "definitions": DEFINITIONS,
+        "boundary_tolerance": f"{BOUNDARY_TOLERANCE} of the image's diagonal, at least a pixel",
+        "image_sizes": {name: f"below {end} pixels" for name, end in IMAGE_SIZES.items() if end},
+        "sources": sources,
+    }
+
+
+def _means(
+    quality: Quality, source: str, chosen_I: NDArray[np.bool_] | None = None
+) -> dict[str, float | int | None]:
+    scores = quality.sources[source]
+    means = {name: scores.mean(name, chosen_I) for name in MEASURES}
+    return {
+        "num_images": scores.num_images("ari", chosen_I),
+        **{
+            name: None if math.isnan(mean) else round(mean * (1 if name in COUNTS else 100), 4)
+            for name, mean in means.items()
+        },
+    }
+
+
+def _write_rows(path: Path, quality: Quality) -> None:
+    """One line for each source and image; shares 0..1, empty where nothing was to be measured."""
+    sizes = quality.size_bins()
+    size_of = [next(n for n in sizes if sizes[n][i]) for i in range(len(quality.names))]
+    with atomic_path(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("source", "image", "height", "width", "image_size", "clusters", *MEASURES))
+        for source, scores in quality.sources.items():
+            columns = zip(
+                quality.names,
+                quality.sizes_I2.tolist(),
+                size_of,
+                scores.clusters_I.tolist(),
+                scores.values_IM.tolist(),
+                strict=True,
+            )
+            for name, size, size_name, clusters, values in columns:
+                shown = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+                writer.writerow((source, name, *size, size_name, clusters, *shown))
+
+
+def epochs(quality: Quality) -> Mapping[str, int]:
+    """The epoch before which a source's masks were made, where it is known."""
+    found = {}
+    for name, scores in quality.sources.items():
+        written = re.fullmatch(r".*epoch_(\d+)", name)
+        if "epoch" in scores.manifest:
+            found[name] = int(scores.manifest["epoch"])
+        elif written:
+            found[name] = int(written[1])
+    return found
+
+
+def draw_curve(path: Path, quality: Quality) -> None:
+    """Draw the measures over the epochs, one line a kind of source; others lie across as lines."""
+    from matplotlib.figure import Figure
+
+    placed = epochs(quality)
+    kinds = list(dict.fromkeys(str(quality.sources[name].manifest["source"]) for name in placed))
+    figure = Figure(figsize=(2.9 * len(DRAWN), 2.9), layout="constrained")
+    axes = figure.subplots(1, len(DRAWN))
+    for axis, (measure, title) in zip(axes, DRAWN.items(), strict=True):
+        for kind in kinds:
+            own = [n for n in placed if quality.sources[n].manifest["source"] == kind]
+            own.sort(key=placed.__getitem__)
+            heights = [100 * quality.sources[name].mean(measure) for name in own]
+            axis.plot([placed[n] for n in own], heights, "o-", markersize=3, label=kind)
+        others = [name for name in quality.sources if name not in placed]
+        for name, style in zip(others, itertools.cycle(("--", ":", "-.")), strict=False):
+            height = 100 * quality.sources[name].mean(measure)
+            label = "5x5 grid" if name == FLOOR else name.replace("_", " ")
+            axis.axhline(height, color="gray", linestyle=style, label=label)
+        axis.set_title(f"{title} (%)", fontsize=9)
+        axis.set_xlabel("epoch before which masks were made", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.25)
+    axes[0].legend(frameon=False, fontsize=7)
+    figure.suptitle(f"masks against {quality.spec}, {len(quality.names)} images", fontsize=9)
+    with atomic_path(path) as scratch:
+        figure.savefig(scratch, format="png", dpi=110)
