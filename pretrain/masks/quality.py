@@ -1,12 +1,14 @@
 """How well stores of masks agree with annotated images, image by image.
 
-Masks are enlarged from stride 8 to the image, as the 5x5 grid is that every table has as a floor.
-The measures are those of ``pretrain.masks.agreement``; the adjusted Rand index is the headline.
+Masks are enlarged from stride 8 to the image. Beside them stand two floors: the 5x5 grid, the same
+for all, and for each map a grid of about as many segments, since how many there are moves every
+measure. These are ``pretrain.masks.agreement``'s; the adjusted Rand index is the headline.
 
 Shape letters: I images, M measures.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.masks.agreement import Agreement, Annotated, agreement
-from pretrain.masks.cells import enlarge
+from pretrain.masks.cells import cell_of_pixels, enlarge
 from pretrain.masks.sources import GRID, grid_labels
-from pretrain.masks.store import MaskStore
+from pretrain.masks.store import MaskStore, stored_size
 from pretrain.masks.truth import AnnotatedImages, instance_map, regions
-from sslbench.datasets import DataError, DataRoots, content_id
+from sslbench.datasets import DataError, DataRoots, Record, SegmentMap, content_id
 from sslbench.loading import start_loading
 from sslbench.log import progress
 from sslbench.results import Result
@@ -34,6 +36,7 @@ REPORTED = tuple(name for name in MEASURES if name not in ("regions", "objects")
 
 # Upper ends, in pixels of the image: those of 256x256 and 512x512. As COCO does with objects.
 IMAGE_SIZES = {"small": 256**2, "medium": 512**2, "large": None}
+Floored = tuple[tuple[float, ...], tuple[float, ...]]  # of a map, of a grid with as many segments
 CLUSTERS = (1, 4, 8, 16, 32, 64, 128, 256)  # upper ends of the bins of K
 
 
@@ -44,6 +47,12 @@ class Scores:
     manifest: Mapping[str, Any]
     clusters_I: NDArray[np.int64]  # K of the image's group
     values_IM: NDArray[np.float64]
+    equal_grid_IM: NDArray[np.float64]  # of a grid with about as many segments
+
+    @property
+    def equal_grid(self) -> "Scores":
+        """The grid of as many segments in the place of the source."""
+        return dataclasses.replace(self, values_IM=self.equal_grid_IM)
 
     def mean(self, measure: str, chosen_I: NDArray[np.bool_] | None = None) -> float:
         """Average over images; of ``best_overlap`` over objects, as each counts once.
@@ -99,20 +108,27 @@ class Quality:
         return found
 
     def results(self) -> list[Result]:
-        """One row for each measure and source, ``ari_kmeans_epoch_0006``; shares in percent."""
-        return [
-            Result(
-                task=TASK,
-                metric=f"{measure}_{name}",
-                value=scores.mean(measure) * (1 if measure in COUNTS else 100),
-                unit="segments" if measure in COUNTS else "%",
-                num_images=scores.num_images(measure),
-                data_id=self.data_id,
-                task_version=2,  # 1 had the adjusted Rand index alone
-            )
-            for name, scores in self.sources.items()
-            for measure in REPORTED
-        ]
+        """One row for each measure and source, ``ari_kmeans_epoch_0006``; shares in percent.
+
+        ``ari_equal_grid_kmeans_epoch_0006`` is that of grids with as many segments.
+        """
+        found = []
+        for name, scores in self.sources.items():
+            found += [self._result(measure, name, scores) for measure in REPORTED]
+            if name != FLOOR:
+                found.append(self._result("ari", f"equal_grid_{name}", scores.equal_grid))
+        return found
+
+    def _result(self, measure: str, name: str, scores: Scores) -> Result:
+        return Result(
+            task=TASK,
+            metric=f"{measure}_{name}",
+            value=scores.mean(measure) * (1 if measure in COUNTS else 100),
+            unit="segments" if measure in COUNTS else "%",
+            num_images=scores.num_images(measure),
+            data_id=self.data_id,
+            task_version=2,  # 1 had the adjusted Rand index alone
+        )
 
 
 def quality_of(
@@ -175,14 +191,15 @@ def measure(
                 raise row
             rows.append(row)
             bar.advance()
-    values_ISM = np.array(rows)
+    values_IS2M = np.array(rows)
     indices = [index for index, _ in annotated.records]
     sources = {}
     for number, name in enumerate((*stores, FLOOR)):
         store = stores.get(name)
         clusters = [GRID**2 if store is None else store.clusters(index) for index in indices]
         manifest = {"source": "grid"} if store is None else store.manifest
-        sources[name] = Scores(manifest, np.array(clusters), values_ISM[:, number])
+        values_I2M = values_IS2M[:, number]
+        sources[name] = Scores(manifest, np.array(clusters), values_I2M[:, 0], values_I2M[:, 1])
     return Quality(
         spec=annotated.spec,
         data_id=content_id(annotated.spec, roots),
@@ -202,26 +219,41 @@ class _Comparisons:
     def __len__(self) -> int:
         return len(self.annotated.records)
 
-    def __getitem__(self, number: int) -> list[tuple[float, ...]] | ValueError:
+    def __getitem__(self, number: int) -> list[Floored] | ValueError:
         try:
             return list(self._rows(*self.annotated.records[number]))
         except ValueError as error:
             return error  # raised in a worker, its message would come wrapped in a traceback
 
-    def _rows(self, index: int, record: Any) -> Iterator[tuple[float, ...]]:
-        numbers_HW, objects = regions(record)
-        annotated = Annotated.of(numbers_HW, objects)
+    def _rows(self, index: int, record: Record | SegmentMap) -> Iterator[Floored]:
+        annotated = Annotated.of(*regions(record))
         size = (record.height, record.width)
-        for store in (*self.stores.values(), None):
-            if store is None:
-                labels_hw = grid_labels(*size)
-            else:
-                _require_size(store, index, size, record.path)
-                labels_hw = store.read(index)
-            if annotated.counted_HW.any():
-                yield dataclasses.astuple(agreement(enlarge(labels_hw, *size), annotated))
-            else:
-                yield (float("nan"),) * len(MEASURES)
+        for store in self.stores.values():
+            _require_size(store, index, size, record.path)
+            values = _values(store.read(index), annotated)
+            segments = values[MEASURES.index("segments")]
+            grid_hw = equal_grid(0 if math.isnan(segments) else int(segments), *size)
+            yield values, _values(grid_hw, annotated)
+        floor = _values(grid_labels(*size), annotated)
+        yield floor, floor
+
+
+def _values(labels_hw: NDArray[Any], annotated: Annotated) -> tuple[float, ...]:
+    if not annotated.counted_HW.any():
+        return (float("nan"),) * len(MEASURES)
+    ours_HW = enlarge(labels_hw, *annotated.counted_HW.shape)
+    return dataclasses.astuple(agreement(ours_HW, annotated))
+
+
+def equal_grid(count: int, height: int, width: int) -> NDArray[np.int64]:
+    """Grid of about ``count`` cells, as square as can be, at stride 8."""
+    h, w = stored_size(height, width)
+    rows = min(max(round(math.sqrt(count * height / width)), 1), h)
+    columns = min(max(round(count / rows), 1), w)
+    numbers_hw: NDArray[np.int64] = columns * cell_of_pixels(h, rows)[:, None] + cell_of_pixels(
+        w, columns
+    )
+    return numbers_hw
 
 
 def _require_size(store: MaskStore, index: int, size: tuple[int, int], path: Path) -> None:

@@ -36,11 +36,12 @@ def run_quality(
 def table(quality: Quality) -> str:
     """Sources x measures, shares in percent."""
     width = max(len(name) for name in quality.sources)
-    titles = [name.replace("_", " ") for name in REPORTED]
+    titles = [*(name.replace("_", " ") for name in REPORTED), "ari of an equal grid"]
     lines = [f"{quality.spec}, {len(quality.names)} images, in %"]
     lines.append("  ".join([" " * width, *titles]))
     for name, scores in quality.sources.items():
         values = [scores.mean(m) * (1 if m in COUNTS else 100) for m in REPORTED]
+        values.append(100 * scores.equal_grid.mean("ari"))
         cells = [f"{v:{len(title)}.1f}" for v, title in zip(values, titles, strict=True)]
         lines.append("  ".join([f"{name:{width}}", *cells]))
     return "\n".join(lines)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.masks.agreement import BOUNDARY_TOLERANCE
-from pretrain.masks.quality import COUNTS, FLOOR, IMAGE_SIZES, MEASURES, Quality
+from pretrain.masks.quality import COUNTS, FLOOR, IMAGE_SIZES, MEASURES, Quality, Scores
 from sslbench.files import atomic_path, write_json
 
+SHARES = tuple(name for name in MEASURES if name not in COUNTS)
 DEFINITIONS = {
     "ari": "adjusted Rand index over pixels (Hubert and Arabie 1985); 100 equal, 0 chance; the "
     "background is one region. The headline",
@@ -30,6 +31,7 @@ DEFINITIONS = {
     "segments": "segments in an image",
     "regions": "annotated regions of an image",
     "objects": "annotated objects of an image, as far as others do not hide them",
+    "equal_grid": "the same of a grid that has about as many segments as the map, image by image",
 }
 DRAWN = {  # measure -> title
     "ari": "adjusted Rand index",
@@ -77,16 +79,18 @@ def summary(quality: Quality) -> dict[str, Any]:
 
 def _means(
     quality: Quality, source: str, chosen_I: NDArray[np.bool_] | None = None
-) -> dict[str, float | int | None]:
+) -> dict[str, Any]:
     scores = quality.sources[source]
-    means = {name: scores.mean(name, chosen_I) for name in MEASURES}
     return {
         "num_images": scores.num_images("ari", chosen_I),
-        **{
-            name: None if math.isnan(mean) else round(mean * (1 if name in COUNTS else 100), 4)
-            for name, mean in means.items()
-        },
+        **{name: _shown(scores, name, chosen_I) for name in MEASURES},
+        "equal_grid": {name: _shown(scores.equal_grid, name, chosen_I) for name in SHARES},
     }
+
+
+def _shown(scores: Scores, measure: str, chosen_I: NDArray[np.bool_] | None) -> float | None:
+    mean = scores.mean(measure, chosen_I)
+    return None if math.isnan(mean) else round(mean * (1 if measure in COUNTS else 100), 4) + 0.0
 
 
 def _write_rows(path: Path, quality: Quality) -> None:
@@ -95,7 +99,8 @@ def _write_rows(path: Path, quality: Quality) -> None:
     size_of = [next(n for n in sizes if sizes[n][i]) for i in range(len(quality.names))]
     with atomic_path(path) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("source", "image", "height", "width", "image_size", "clusters", *MEASURES))
+        known = ("source", "image", "height", "width", "image_size", "clusters")
+        writer.writerow((*known, *MEASURES, *(f"{name}_equal_grid" for name in SHARES)))
         for source, scores in quality.sources.items():
             columns = zip(
                 quality.names,
@@ -103,10 +108,11 @@ def _write_rows(path: Path, quality: Quality) -> None:
                 size_of,
                 scores.clusters_I.tolist(),
                 scores.values_IM.tolist(),
+                scores.equal_grid_IM[:, : len(SHARES)].tolist(),
                 strict=True,
             )
-            for name, size, size_name, clusters, values in columns:
-                shown = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+            for name, size, size_name, clusters, values, grid in columns:
+                shown = ["" if math.isnan(value) else f"{value:.6g}" for value in (*values, *grid)]
                 writer.writerow((source, name, *size, size_name, clusters, *shown))
 
 
@@ -122,20 +128,29 @@ def epochs(quality: Quality) -> Mapping[str, int]:
     return found
 
 
+LEGEND: Any = {"loc": "outside lower center", "ncols": 6, "frameon": False, "fontsize": 8}
+
+
 def draw_curve(path: Path, quality: Quality) -> None:
-    """Draw the measures over the epochs, one line a kind of source; others lie across as lines."""
+    """Draw the measures over the epochs, a line for a kind of source and one for grids of as many
+    segments; what has no epoch lies across.
+    """
     from matplotlib.figure import Figure
 
     placed = epochs(quality)
     kinds = list(dict.fromkeys(str(quality.sources[name].manifest["source"]) for name in placed))
-    figure = Figure(figsize=(2.9 * len(DRAWN), 2.9), layout="constrained")
+    figure = Figure(figsize=(2.9 * len(DRAWN), 3.1), layout="constrained")
     axes = figure.subplots(1, len(DRAWN))
     for axis, (measure, title) in zip(axes, DRAWN.items(), strict=True):
         for kind in kinds:
             own = [n for n in placed if quality.sources[n].manifest["source"] == kind]
             own.sort(key=placed.__getitem__)
             heights = [100 * quality.sources[name].mean(measure) for name in own]
-            axis.plot([placed[n] for n in own], heights, "o-", markersize=3, label=kind)
+            at = [placed[name] for name in own]
+            (line,) = axis.plot(at, heights, "o-", markersize=3, label=kind)
+            floors = [100 * quality.sources[name].equal_grid.mean(measure) for name in own]
+            label = f"{kind}: grid of as many segments"
+            axis.plot(at, floors, "x:", color=line.get_color(), linewidth=1, label=label)
         others = [name for name in quality.sources if name not in placed]
         for name, style in zip(others, itertools.cycle(("--", ":", "-.")), strict=False):
             height = 100 * quality.sources[name].mean(measure)
@@ -145,7 +160,7 @@ def draw_curve(path: Path, quality: Quality) -> None:
         axis.set_xlabel("epoch before which masks were made", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.25)
-    axes[0].legend(frameon=False, fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), **LEGEND)
     figure.suptitle(f"masks against {quality.spec}, {len(quality.names)} images", fontsize=9)
     with atomic_path(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)

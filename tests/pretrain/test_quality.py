@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from pretrain.masks.agreement import Annotated, agreement
 from pretrain.masks.cells import enlarge
-from pretrain.masks.quality import MEASURES, Quality, Scores, named, quality_of
+from pretrain.masks.quality import MEASURES, Quality, Scores, equal_grid, named, quality_of
 from pretrain.masks.quality_command import run_quality
 from pretrain.masks.quality_files import epochs, summary, write_quality
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size, write_store
@@ -95,11 +95,36 @@ def test_results_carry_all_measures_of_all_sources(roots, tmp_path):
     rows = {r.metric: r for r in quality_of(folders, SPEC, roots).results()}
     sources = ("kmeans_epoch_0001", "kmeans_epoch_0006", "grid5x5")
     names = ("ari", "hungarian_miou", "best_overlap", "boundary_recall", "majority_miou")
-    assert set(rows) == {f"{name}_{source}" for name in (*names, "segments") for source in sources}
+    expected = {f"{name}_{source}" for name in (*names, "segments") for source in sources}
+    assert set(rows) == expected | {f"ari_equal_grid_{source}" for source in sources[:2]}
     assert rows["segments_grid5x5"].unit == "segments"
     assert 20 < rows["segments_grid5x5"].value <= 25
     assert 1 < rows["boundary_recall_grid5x5"].value <= 100
     assert all(r.task == "mask_quality" and r.num_images == 2 for r in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (12, 3, 4), (25, 4, 6), (256, 14, 18)]
+)
+def test_an_equal_grid_has_about_as_many_square_cells(count: int, rows: int, columns: int):
+    grid = equal_grid(count, 480, 640)
+    assert grid.shape == (60, 80)
+    assert (len(np.unique(grid[:, 0])), len(np.unique(grid[0]))) == (rows, columns)
+    assert len(np.unique(grid)) == rows * columns
+    heights = np.unique(grid[:, 0], return_counts=True)[1]
+    assert heights.max() - heights.min() <= 1
+
+
+def test_an_equal_grid_is_no_finer_than_the_cells():
+    assert len(np.unique(equal_grid(256, 16, 24))) == 6
+
+
+def test_a_grid_is_its_own_equal(roots, tmp_path):
+    entries = [MaskEntry(equal_grid(6, *size).astype(np.uint8), *size, 6, 0) for size in SIZES]
+    manifest = {"source": "grid", "images_id": images_id(images(SPEC, roots))}
+    write_store(tmp_path / "six", entries, manifest)
+    found = quality_of([tmp_path / "six"], SPEC, roots).sources["grid_six"]
+    assert np.array_equal(found.values_IM, found.equal_grid_IM)
 
 
 def test_a_source_is_called_by_its_manifest_and_never_twice_the_same(roots, tmp_path):
@@ -118,7 +143,7 @@ def scores(values: dict[str, list[float]], clusters: list[int]) -> Scores:
     table = np.ones((len(clusters), len(MEASURES)))
     for name, column in values.items():
         table[:, MEASURES.index(name)] = column
-    return Scores({"source": "kmeans", "epoch": 7}, np.array(clusters), table)
+    return Scores({"source": "kmeans", "epoch": 7}, np.array(clusters), table, table / 2)
 
 
 def quality(source: Scores) -> Quality:
@@ -142,6 +167,7 @@ def test_what_cannot_be_measured_is_left_out_of_a_mean():
     assert kept["all"]["boundary_recall"] == 37.5
     assert kept["by_image_size"]["small"]["boundary_recall"] is None
     assert kept["by_image_size"]["small"]["ari"] == 100
+    assert kept["by_image_size"]["small"]["equal_grid"]["ari"] == 50
     assert kept["by_clusters"]["9-16"] == kept["by_clusters"]["9-16"] | {
         "num_images": 1,
         "boundary_recall": None,
@@ -168,7 +194,7 @@ def test_every_image_has_a_row_for_every_source(roots, tmp_path):
     assert mean == pytest.approx(found.sources["kmeans_epoch_0006"].mean("ari"), rel=1e-4)
     kept = json.loads((tmp_path / "quality.json").read_text())
     assert kept["sources"]["kmeans_epoch_0006"]["all"]["ari"] == pytest.approx(100 * mean, abs=1e-3)
-    assert set(MEASURES) == set(kept["definitions"])
+    assert {*MEASURES, "equal_grid"} == set(kept["definitions"])
 
 
 def test_the_curve_knows_epochs_from_manifest_or_folder():

@@ -108,7 +108,7 @@ def test_pretrain_then_mask_quality(tiny, coco, tmp_path):
     out, measured = run_standalone(stage, inputs=inputs, data=coco, out=tmp_path / "quality")
     rows = {row.metric: row for row in read_results(out / measured["results"])}
     sources = ("kmeans_epoch_0002", "kmeans_epoch_0004", "grid5x5", "random_network")
-    assert {name for name in rows if name.startswith("ari_")} == {f"ari_{s}" for s in sources}
+    assert rows.keys() >= {f"ari_{source}" for source in sources}
     assert all(row.task == "mask_quality" and row.num_images == 10 for row in rows.values())
     assert all(-100 <= row.value <= 100 for row in rows.values() if row.unit == "%")
     for picture in ("gallery", "curve"):
