@@ -22,7 +22,7 @@ from pretrain.masks.sources import GRID, grid_labels
 from pretrain.masks.store import MaskStore, stored_size
 from pretrain.masks.truth import AnnotatedImages, instance_map, regions
 from sslbench.datasets import DataError, DataRoots, Record, SegmentMap, content_id
-from sslbench.loading import start_loading
+from sslbench.loading import made_ahead
 from sslbench.log import progress
 from sslbench.results import Result
 
@@ -178,17 +178,10 @@ def measure(
         roots: where the annotations lie.
         num_workers: processes that help this one.
     """
-    served = start_loading(
-        _Comparisons(stores, annotated),
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-    )
+    compared = made_ahead(_Comparison(stores), annotated.records, num_workers)
     rows = []
     with progress(len(annotated.records), "mask quality") as bar:
-        for row in served:
-            if isinstance(row, ValueError):
-                raise row
+        for row in compared:
             rows.append(row)
             bar.advance()
     values_IS2M = np.array(rows)
@@ -210,20 +203,13 @@ def measure(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Comparisons:
-    """Annotated images as a loader's data set, whose items are the values of every source."""
+class _Comparison:
+    """Compares every store, and then the 5x5 grid, with an annotated image."""
 
     stores: Mapping[str, MaskStore]
-    annotated: AnnotatedImages
 
-    def __len__(self) -> int:
-        return len(self.annotated.records)
-
-    def __getitem__(self, number: int) -> list[Floored] | ValueError:
-        try:
-            return list(self._rows(*self.annotated.records[number]))
-        except ValueError as error:
-            return error  # raised in a worker, its message would come wrapped in a traceback
+    def __call__(self, item: tuple[int, Record | SegmentMap]) -> list[Floored]:
+        return list(self._rows(*item))
 
     def _rows(self, index: int, record: Record | SegmentMap) -> Iterator[Floored]:
         annotated = Annotated.of(*regions(record))
@@ -250,9 +236,8 @@ def equal_grid(count: int, height: int, width: int) -> NDArray[np.int64]:
     h, w = stored_size(height, width)
     rows = min(max(round(math.sqrt(count * height / width)), 1), h)
     columns = min(max(round(count / rows), 1), w)
-    numbers_hw: NDArray[np.int64] = columns * cell_of_pixels(h, rows)[:, None] + cell_of_pixels(
-        w, columns
-    )
+    row_h, column_w = cell_of_pixels(h, rows), cell_of_pixels(w, columns)
+    numbers_hw: NDArray[np.int64] = columns * row_h[:, None] + column_w
     return numbers_hw
 
 
@@ -262,7 +247,3 @@ def _require_size(store: MaskStore, index: int, size: tuple[int, int], path: Pat
             f"{store.folder} has masks for an image of {store.image_size(index)} (height, width) "
             f"in pixels, but the annotation of {path.name} says {size}: complete the data set"
         )
-
-
-def _unchanged(row: Any) -> Any:
-    return row

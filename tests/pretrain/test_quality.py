@@ -241,6 +241,19 @@ def test_images_without_annotations_are_refused(roots, tmp_path):
         AnnotatedImages.load(SPEC, roots, str(tmp_path / "mine"))
 
 
+def test_an_image_under_a_crowd_has_nothing_to_measure(roots, tmp_path):
+    path = roots.root / "coco/annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    cover = content["annotations"][0] | {"id": 9, "iscrowd": 1, "area": 1}  # painted last
+    content["annotations"].append(cover | {"segmentation": [[0, 0, 64, 0, 64, 48, 0, 48]]})
+    path.write_text(json.dumps(content))
+    found = quality_of([make_store(tmp_path / "epoch_0001", roots)], SPEC, roots)
+    for scores in found.sources.values():
+        assert np.isnan(scores.values_IM[0]).all()
+        assert scores.num_images("ari") == 1
+        assert scores.mean("ari") == scores.values_IM[1, MEASURES.index("ari")]
+
+
 def test_boxes_are_no_truth(roots):
     path = roots.root / "coco/annotations/instances_val2017.json"
     content = json.loads(path.read_text())
