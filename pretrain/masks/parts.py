@@ -40,7 +40,7 @@ def make_in_parts(
     parts_dir = folder.with_name(f"{folder.name}.partial")
     if not _is_made(folder, manifest):
         if dist.is_main():
-            _prepare(parts_dir, manifest)
+            _prepare(parts_dir, manifest, num_parts)
         dist.barrier()
         make_missing(parts_dir, num_parts, make, label, log)
         dist.barrier()
@@ -79,7 +79,7 @@ def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _prepare(parts_dir: Path, manifest: Mapping[str, Any]) -> None:
+def _prepare(parts_dir: Path, manifest: Mapping[str, Any], num_parts: int) -> None:
     """Keep an interrupted run's parts only if they were made under the same manifest."""
     path = parts_dir / "manifest.json"
     wanted = _as_json(manifest)
@@ -88,6 +88,15 @@ def _prepare(parts_dir: Path, manifest: Mapping[str, Any]) -> None:
     parts_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         write_json(path, wanted)
+    write_json(parts_dir / "parts.json", {"num_parts": num_parts})  # for those who look on
+
+
+def parts_done(parts_dir: Path) -> str:
+    """How far an unfinished generation is, as ``3 of 12 parts``."""
+    done = sum(1 for _ in parts_dir.glob("part_*.npz"))
+    path = parts_dir / "parts.json"
+    total = read_json(path)["num_parts"] if path.exists() else "?"
+    return f"{done} of {total} parts"
 
 
 def _part_path(parts_dir: Path, number: int) -> Path:

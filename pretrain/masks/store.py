@@ -2,11 +2,12 @@
 
     epoch_0006/labels.bin     all maps, one after the other, in the order of the sorted image list
                index.npy      one row per image: where its map lies, its size, the image's size
-               manifest.json  what it was made from and for
+               manifest.json  what it was made from and for, and a hash of the other two
 
 The folder appears under its name only when it is complete.
 """
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 from sslbench.files import atomic_path, read_json, write_json
 
 FORMAT, VERSION = "sslbench.masks", 1
+REMAKE = "Copy it anew, or delete the run folder and start again"
 INDEX = np.dtype(
     [
         ("offset", np.int64),
@@ -61,7 +63,7 @@ def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[st
     if folder.exists():
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    rows, offset = [], 0
+    rows, offset, digest = [], 0, hashlib.sha256()
     with atomic_path(folder) as scratch:
         scratch.mkdir()
         with (scratch / "labels.bin").open("wb") as file:
@@ -71,10 +73,24 @@ def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[st
                     raise AssertionError(f"a {h}x{w} map for a {entry.height}x{entry.width} image")
                 size = (entry.height, entry.width)
                 rows.append((offset, h, w, *size, entry.clusters, entry.group))
-                offset += file.write(np.ascontiguousarray(entry.labels_hw, np.uint8).tobytes())
+                labels = np.ascontiguousarray(entry.labels_hw, np.uint8).tobytes()
+                digest.update(labels)
+                offset += file.write(labels)
         np.save(scratch / "index.npy", np.array(rows, INDEX))
+        digest.update((scratch / "index.npy").read_bytes())
         head = {"format": FORMAT, "version": VERSION, "num_images": len(rows), "bytes": offset}
-        write_json(scratch / "manifest.json", {**head, **manifest, "complete": True})
+        last = {"sha256": digest.hexdigest(), "complete": True}
+        write_json(scratch / "manifest.json", {**head, **manifest, **last})
+
+
+def content_hash(folder: Path) -> str:
+    """sha256 of labels.bin followed by index.npy, as the manifest keeps it."""
+    digest = hashlib.sha256()
+    for name in ("labels.bin", "index.npy"):
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 class MaskStore:
@@ -90,19 +106,14 @@ class MaskStore:
 
     def __init__(self, folder: Path, images_id: str) -> None:
         self.folder = folder
-        self.manifest = _read_manifest(folder)
+        self.manifest = read_manifest(folder)
         if self.manifest["images_id"] != images_id:
             raise MaskError(
                 f"{folder} holds masks of another image list ({self.manifest['images_id']}, now "
                 f"{images_id}): images were added, removed or changed. Start a new run folder"
             )
-        self._index = np.load(folder / "index.npy")
-        actual = (folder / "labels.bin").stat().st_size
-        if len(self._index) != self.manifest["num_images"] or actual != self.manifest["bytes"]:
-            raise MaskError(
-                f"{folder} is damaged: labels.bin has {actual} bytes instead of "
-                f"{self.manifest['bytes']}. Delete the run folder and start again"
-            )
+        self._index = read_index(folder)
+        _require_whole(folder, self.manifest, len(self._index))
         self._labels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -130,6 +141,16 @@ class MaskStore:
         return int(self._index[index]["clusters"])
 
 
+def _require_whole(folder: Path, manifest: Mapping[str, Any], num_rows: int) -> None:
+    path = folder / "labels.bin"
+    actual = path.stat().st_size if path.exists() else 0
+    if num_rows != manifest["num_images"] or actual != manifest["bytes"]:
+        raise MaskError(
+            f"{folder} is damaged: labels.bin has {actual} bytes instead of {manifest['bytes']}, "
+            f"index.npy {num_rows} images instead of {manifest['num_images']}. {REMAKE}"
+        )
+
+
 def generations(masks_dir: Path, images_id: str) -> dict[str, MaskStore]:
     """All finished generations of a run, oldest first: ``epoch_0006`` -> store."""
     folders = sorted(path for path in masks_dir.glob("epoch_*") if path.suffix != ".partial")
@@ -138,7 +159,28 @@ def generations(masks_dir: Path, images_id: str) -> dict[str, MaskStore]:
     return {folder.name: MaskStore(folder, images_id) for folder in folders}
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> np.ndarray:
+    """One row of ``INDEX`` per image.
+
+    Raises:
+        MaskError: the file is missing, cut short or something else.
+    """
+    path = folder / "index.npy"
+    try:
+        index: np.ndarray = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise MaskError(f"{path} cannot be read ({error}). {REMAKE}") from None
+    if index.dtype != INDEX or index.ndim != 1:
+        raise MaskError(f"{path} is no index of masks: {index.dtype}, {index.shape}. {REMAKE}")
+    return index
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a finished generation was made from and for.
+
+    Raises:
+        MaskError: it is no mask store, of another version, or not complete.
+    """
     path = folder / "manifest.json"
     if not path.exists():
         raise MaskError(f"{folder} is no mask store: it has no manifest.json")

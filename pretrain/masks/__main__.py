@@ -1,0 +1,69 @@
+"""python -m pretrain.masks ls|verify|show: what masks there are, whether they are whole, pictures.
+
+python -m pretrain.masks ls runs/pretrain/cyborgs-4f2a9c01b7de
+python -m pretrain.masks verify RUN/masks/epoch_0006 --data /data --images coco2017/train
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sslbench.command import errors_in_one_paragraph
+from sslbench.datasets import DataRoots
+
+app = typer.Typer(
+    help="List, check and show the masks of a pretraining.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Option(help="where data sets lie")]
+TITLES = {"bytes_per_image": "bytes/image", "clusters": "K"}
+
+
+@app.command()
+def ls(
+    path: Annotated[Path, typer.Argument(help="run folder, its masks/ folder, or one store")],
+) -> None:
+    """List mask generations, one row each."""
+    from pretrain.masks.listing import Row, list_masks
+
+    with errors_in_one_paragraph():
+        rows = list_masks(path)
+    names = [field.name for field in dataclasses.fields(Row)]
+    table = [[TITLES.get(name, name) for name in names], *(dataclasses.astuple(r) for r in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        padded = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        print("  ".join(padded).rstrip())
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="a mask store, as RUN/masks/epoch_0006")],
+    data: Data = Path("data"),
+    images: Annotated[
+        str | None, typer.Option(help="the images it was made for: folder, list, tar or split")
+    ] = None,
+) -> None:
+    """Check a store, with --images against them too: a line for each problem, and exit code 1."""
+    from pretrain.masks.verify import hash_state, problems
+    from sslbench.datasets import images as list_images
+
+    with errors_in_one_paragraph():
+        listed = None if images is None else list_images(images, DataRoots(data))
+        whole = True
+        for problem in problems(store, listed):
+            print(problem)
+            whole = False
+        if whole:
+            print(f"{store} is whole ({hash_state(store)})")
+    sys.exit(0 if whole else 1)
+
+
+if __name__ == "__main__":
+    app()
