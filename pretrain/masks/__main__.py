@@ -65,5 +65,43 @@ def verify(
     sys.exit(0 if whole else 1)
 
 
+@app.command()
+def show(
+    stores: Annotated[list[Path], typer.Argument(help="mask stores of the same images, in order")],
+    images: Annotated[str, typer.Option(help="their images: folder, list, tar or split")],
+    out: Annotated[Path, typer.Option(help="gallery.html or gallery.png")],
+    data: Data = Path("data"),
+    count: Annotated[int, typer.Option(min=1, help="images, evenly spread")] = 10,
+    crf: Annotated[bool, typer.Option("--crf", help="refined by a dense CRF as well")] = False,
+    upsampled: Annotated[
+        bool, typer.Option("--upsampled", help="clusters of upsampled features as well")
+    ] = False,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(help="for --crf and --upsampled: one for all, or each")
+    ] = None,
+) -> None:
+    """Draw masks side by side with their images and, where known, the objects in them."""
+    from pretrain.masks.gallery import write_page, write_png
+    from pretrain.masks.panels import Shown, Wanted, open_stores, pictures
+    from sslbench.datasets import images as list_images
+
+    with errors_in_one_paragraph():
+        if out.suffix not in (".html", ".png"):
+            raise ValueError(f"--out {out}: give a name that ends in .html or .png")
+        wanted = Wanted(crf=crf, upsampled=upsampled, checkpoints=tuple(checkpoint or ()))
+        roots = DataRoots(data)
+        listed = list_images(images, roots)
+        opened = open_stores(stores, listed)
+        shown = Shown.load(images, listed, roots)
+        places = shown.places(count)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        made = pictures(opened, shown, places, wanted)
+        if out.suffix == ".png":
+            write_png(out, made)
+        else:
+            write_page(out, made, f"Masks of {images}", [*wanted.notes(), *shown.notes()])
+    print(out)
+
+
 if __name__ == "__main__":
     app()

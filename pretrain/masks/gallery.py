@@ -1,56 +1,119 @@
-"""A picture of masks: image, every generation, annotated objects, side by side."""
+"""Pictures of masks (paper Fig. 4): images, generations and annotated objects side by side.
 
-from collections.abc import Mapping
+A PNG for papers and reports, or one HTML page that needs nothing else.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pretrain.masks.cells import enlarge
-from pretrain.masks.quality import AnnotatedImages, instance_map
+from pretrain.masks.colours import BARE, blend, outlines, palette
+from pretrain.masks.panels import Panel, Picture, Shown, Wanted, pictures
 from pretrain.masks.store import MaskStore
-from sslbench.datasets import decode_rgb
+from pretrain.masks.truth import AnnotatedImages
 from sslbench.files import atomic_path
+
+TEMPLATE = "gallery.html.j2"
+JPEG_QUALITY = 90
 
 
 def draw_gallery(
     path: Path, stores: Mapping[str, MaskStore], annotated: AnnotatedImages, count: int
 ) -> None:
     """Draw ``count`` images, evenly spread over the annotated ones, as a PNG."""
+    shown = Shown.of(annotated)
+    write_png(path, pictures(stores, shown, shown.places(count), Wanted()))
+
+
+def write_png(path: Path, made: Iterable[Picture]) -> None:
+    """Draw a row for each picture: the image, then its panels laid over it."""
     from matplotlib.figure import Figure
 
-    places = np.linspace(0, len(annotated.records) - 1, min(count, len(annotated.records)))
-    titles = ["image", *stores, "annotated objects"]
-    figure = Figure(figsize=(2.2 * len(titles), 2.2 * len(places)), layout="constrained")
-    axes = figure.subplots(len(places), len(titles), squeeze=False)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
-    for row, place in zip(axes, places.round().astype(int), strict=True):
-        index, record = annotated.records[place]
-        name = annotated.images.name(index)
-        size = (record.height, record.width)
-        masks = [_colour(enlarge(store.read(index), *size)) for store in stores.values()]
-        pixels = decode_rgb(annotated.images.read(index), name)
-        panels = [pixels, *masks, _colour(instance_map(record))]
-        for axis, panel in zip(row, panels, strict=True):
-            axis.imshow(panel, interpolation="nearest")
-            axis.set_axis_off()
+    rows = list(made)
+    num_columns = 1 + max(len(row.panels) for row in rows)
+    figure = Figure(figsize=(2.6 * num_columns, 2.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), num_columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, picture in zip(axes, rows, strict=True):
+        row[0].imshow(picture.image_HW3)
+        row[0].set_title("image", fontsize=8)
+        for axis, panel in zip(row[1:], picture.panels, strict=False):
+            axis.imshow(blend(picture.image_HW3, panel.numbers_HW))
+            axis.set_title(_caption(panel), fontsize=8)
     with atomic_path(path) as scratch:
-        figure.savefig(scratch, format="png", dpi=110)
+        figure.savefig(scratch, format="png", dpi=150)
 
 
-def _colour(labels: np.ndarray) -> np.ndarray:
-    """Give the labels of one image colours that differ; frequent labels first."""
-    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    rank = np.empty(len(values), np.int64)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(len(values))
-    colours: np.ndarray = _palette(len(values))[rank[inverse.reshape(labels.shape)]]
-    return colours
+def write_page(path: Path, made: Iterable[Picture], title: str, notes: Iterable[str] = ()) -> None:
+    """Write one HTML file with all pictures inside it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pretrain.masks", "."), autoescape=True, trim_blocks=True
+    )
+    shown = [_on_page(picture) for picture in made]
+    columns = 1 + max(len(picture["panels"]) for picture in shown)
+    text = environment.get_template(TEMPLATE).render(
+        title=title, notes=list(notes), pictures=shown, columns=columns
+    )
+    with atomic_path(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
-def _palette(count: int) -> np.ndarray:
-    """Hues by the golden ratio, in three brightnesses: neighbours in rank look different."""
-    from matplotlib.colors import hsv_to_rgb
+def _on_page(picture: Picture) -> dict[str, Any]:
+    height, width = picture.image_HW3.shape[:2]
+    panels = [
+        {
+            "caption": _caption(panel),
+            "mask": _png(_coloured(panel.numbers_HW)),
+            "outlines": _png(_lines(panel.numbers_HW)),
+        }
+        for panel in picture.panels
+    ]
+    photo = _encoded(picture.image_HW3, "JPEG", quality=JPEG_QUALITY)
+    return {
+        "name": picture.name,
+        "width": width,
+        "height": height,
+        "narrow": round(min(1.0, width / height), 3),  # upright images are no higher than wide ones
+        "photo": photo,
+        "panels": panels,
+    }
 
-    numbers = np.arange(count)
-    hues = numbers * 0.618034 % 1
-    return hsv_to_rgb(np.stack([hues, 0.75 - 0.25 * (numbers % 2), 0.95 - 0.2 * (numbers % 3)], 1))
+
+def _caption(panel: Panel) -> str:
+    return f"{panel.title} ({panel.num_segments})"
+
+
+def _coloured(numbers_HW: np.ndarray) -> np.ndarray:
+    """Colours with transparency, uint8 (H, W, 4): bare pixels let the image through."""
+    colours = 255 * palette(int(numbers_HW.max(initial=0)) + 1)
+    opaque = np.concatenate([colours, np.full((len(colours), 1), 255.0)], axis=1)
+    table = np.concatenate([opaque, np.zeros((1, 4))]).round().astype(np.uint8)
+    coloured: np.ndarray = table[np.where(numbers_HW == BARE, len(table) - 1, numbers_HW)]
+    return coloured
+
+
+def _lines(numbers_HW: np.ndarray) -> np.ndarray:
+    """White lines between segments, uint8 (H, W, 4)."""
+    lines: np.ndarray = np.where(outlines(numbers_HW)[..., None], 255, 0).astype(np.uint8)
+    return np.repeat(lines, 4, axis=2)
+
+
+def _png(pixels: np.ndarray) -> str:
+    return _encoded(pixels, "PNG", optimize=True)
+
+
+def _encoded(pixels: np.ndarray, kind: str, **options: Any) -> str:
+    """An image as a ``data:`` address."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{kind.lower()};base64,{data}"

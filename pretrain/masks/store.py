@@ -140,6 +140,12 @@ class MaskStore:
         """Number of clusters of the image's group."""
         return int(self._index[index]["clusters"])
 
+    def group_of(self, index: int) -> list[int]:
+        """Images that were clustered together with this one, itself among them."""
+        groups = self._index["group"]
+        members: list[int] = np.flatnonzero(groups == groups[index]).tolist()
+        return members
+
 
 def _require_whole(folder: Path, manifest: Mapping[str, Any], num_rows: int) -> None:
     path = folder / "labels.bin"
