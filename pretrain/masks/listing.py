@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.masks.parts import parts_done
+from pretrain.masks.parts import PARTIAL, parts_done
 from pretrain.masks.store import MaskError, MaskStore, read_index, read_manifest
 from sslbench.files import read_json
 
 UNKNOWN = "-"
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sslbench import dist
 from sslbench.files import atomic_path, read_json, write_json
 from sslbench.log import RunLog
 
+PARTIAL = ".partial"  # ends the name of a folder of parts
 Part = dict[int, MaskEntry]  # index of the image -> its masks
 
 
@@ -37,7 +38,7 @@ def make_in_parts(
         make: yields the parts of the given numbers, in their order.
         label: what the progress says is being made.
     """
-    parts_dir = folder.with_name(f"{folder.name}.partial")
+    parts_dir = folder.with_name(f"{folder.name}{PARTIAL}")
     if not _is_made(folder, manifest):
         if dist.is_main():
             _prepare(parts_dir, manifest, num_parts)

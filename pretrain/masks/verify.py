@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.masks.parts import PARTIAL, parts_done
 from pretrain.masks.store import (
     REMAKE,
     content_hash,
@@ -45,6 +46,9 @@ def problems(folder: Path, images: ImageList | None = None) -> Iterator[str]:
     Args:
         images: that the store was made for; each one's size is compared as well.
     """
+    if folder.suffix == PARTIAL:
+        yield f"{folder} is unfinished ({parts_done(folder)}); its command, run again, finishes it"
+        return
     try:
         manifest, index_N = read_manifest(folder), read_index(folder)
     except ValueError as error:
@@ -55,10 +59,12 @@ def problems(folder: Path, images: ImageList | None = None) -> Iterator[str]:
         yield f"{folder / 'manifest.json'} lacks {', '.join(missing)}. {REMAKE}"
         return
     name = _Names(images, manifest)
-    found = list(_wrong_sizes(folder, manifest, index_N)) or list(_wrong_rows(index_N, name))
-    if not found:
-        found = list(_wrong_labels(folder, index_N, name))
-    yield from found
+    # each presumes what the one before found right
+    yield from (
+        list(_wrong_sizes(folder, manifest, index_N))
+        or list(_wrong_rows(folder, manifest, index_N, name))
+        or list(_wrong_labels(folder, index_N, name))
+    )
     yield from _wrong_hash(folder, manifest)
     if images is not None:
         yield from _wrong_images(folder, manifest, index_N, images)
@@ -92,7 +98,9 @@ def _wrong_sizes(folder: Path, manifest: Mapping[str, Any], index_N: np.ndarray)
         yield f"{path} has {actual} bytes instead of {manifest['bytes']}. {REMAKE}"
 
 
-def _wrong_rows(index_N: np.ndarray, name: _Names) -> Iterator[str]:
+def _wrong_rows(
+    folder: Path, manifest: Mapping[str, Any], index_N: np.ndarray, name: _Names
+) -> Iterator[str]:
     """Maps of another size than their images ask for, or that do not follow one another."""
     cells_N = index_N["h"].astype(np.int64) * index_N["w"]
     h_N, w_N = stored_size(index_N["height"], index_N["width"])
@@ -112,6 +120,11 @@ def _wrong_rows(index_N: np.ndarray, name: _Names) -> Iterator[str]:
             f"{expected_N[i]}. {REMAKE}"
         ),
     )
+    if cells_N.sum() != manifest["bytes"]:
+        yield (
+            f"{folder / 'index.npy'} counts {cells_N.sum()} cells, labels.bin has "
+            f"{manifest['bytes']}. {REMAKE}"
+        )
 
 
 def _wrong_labels(folder: Path, index_N: np.ndarray, name: _Names) -> Iterator[str]:

@@ -99,6 +99,9 @@ def test_ls_says_how_far_an_unfinished_generation_is(image_list, tmp_path, monke
     assert row["name"] == "epoch_0002"
     assert row["state"] == "unfinished: 2 of 3 parts"
     assert row["source"] == "kmeans"
+    checked = call("verify", tmp_path / "run/masks/epoch_0002.partial")
+    assert checked.exit_code == 1
+    assert "is unfinished (2 of 3 parts)" in checked.stdout
 
 
 def test_ls_of_parts_from_before_their_number_was_kept(tmp_path):
@@ -153,6 +156,11 @@ def _no_labels(store):
     (store / "labels.bin").unlink()
 
 
+def _last_map_counted_larger(store):
+    change_index(store, "h", 9, 9)
+    change_index(store, "height", 9, 72)
+
+
 def _one_label_changed(store):
     labels = bytearray((store / "labels.bin").read_bytes())
     labels[40] = labels[40] ^ 1
@@ -165,6 +173,7 @@ def _one_label_changed(store):
         (_cut_short, "labels.bin has"),
         (_index_cut_short, "index.npy cannot be read"),
         (_no_labels, "labels.bin has 0 bytes"),
+        (_last_map_counted_larger, "index.npy counts"),
         (_one_label_changed, "the content's hash is"),
         (lambda s: change_index(s, "offset", 3, 5), "image number 3: its map starts at byte 5"),
         (lambda s: change_index(s, "h", 4, 1), "image number 4: its map is 1x"),
