@@ -1,7 +1,12 @@
-"""python -m pretrain.masks ls|verify|show: what masks there are, whether they are whole, pictures.
+"""python -m pretrain.masks ls|verify|show|quality: what masks there are, and what they are worth.
 
-python -m pretrain.masks ls runs/pretrain/cyborgs-4f2a9c01b7de
-python -m pretrain.masks verify RUN/masks/epoch_0006 --data /data --images coco2017/train
+    python -m pretrain.masks ls runs/pretrain/cyborgs-4f2a9c01b7de
+    python -m pretrain.masks verify RUN/masks/epoch_0006 --data /data --images coco2017/train
+    python -m pretrain.masks show RUN/masks/epoch_* --data /data --images coco2017/train \\
+        --out gallery.html
+    python -m pretrain.masks quality RUN/masks/epoch_* --data /data --spec coco2017/train
+
+A store is a folder RUN/masks/epoch_0006.
 """
 
 import dataclasses
@@ -15,7 +20,7 @@ from sslbench.command import errors_in_one_paragraph
 from sslbench.datasets import DataRoots
 
 app = typer.Typer(
-    help="List, check and show the masks of a pretraining.",
+    help="List, check, show and measure the masks of a pretraining.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -101,6 +106,22 @@ def show(
         else:
             write_page(out, made, f"Masks of {images}", [*wanted.notes(), *shown.notes()])
     print(out)
+
+
+@app.command()
+def quality(
+    stores: Annotated[list[Path], typer.Argument(help="mask stores of the same images")],
+    spec: Annotated[str, typer.Option(help="labelled split, as coco2017/val:segments")],
+    data: Data = Path("data"),
+    images: Annotated[str, typer.Option(help="what the masks were made of, if not the split")] = "",
+    out: Annotated[Path | None, typer.Option(help="folder for quality.json, .csv, curve")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="processes that help")] = 0,
+) -> None:
+    """Measure masks against annotations: a table of stores and measures."""
+    from pretrain.masks.quality_command import run_quality
+
+    with errors_in_one_paragraph():
+        print(run_quality(stores, spec, data, images=images, out=out, workers=workers))
 
 
 if __name__ == "__main__":

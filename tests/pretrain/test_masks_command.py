@@ -243,3 +243,9 @@ def test_images_that_are_not_there_are_one_line(store, tmp_path):
     made = call("verify", store, "--images", tmp_path / "nowhere")
     assert made.exit_code == 1
     assert "no such folder" in made.output
+
+
+def test_quality_of_images_without_annotations_is_one_line(store, tmp_path):
+    made = call("quality", store, "--data", tmp_path, "--spec", "coco2017/val")
+    assert made.exit_code == 1
+    assert "coco2017" in made.output
