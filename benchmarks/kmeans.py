@@ -24,7 +24,7 @@ from pretrain.masks.kmeans_faiss import faiss_centers
 NUM_POINTS, CHANNELS = 50176, 256
 CLUSTERS = (2, 64, 256)
 ITERATIONS = 20
-NUM_DIRECTIONS, NOISE = 300, 1.5  # of the points; K stays below the directions
+NUM_DIRECTIONS, NOISE = 300, 4.0  # of the points; K stays below the directions
 
 BACKENDS = {"ours": lloyd, "faiss": faiss_centers}
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import KMeansConfig
-from pretrain.masks.assign import Metric, nearest, nearest_of_unit
+from pretrain.masks.assign import Metric, nearest
 from pretrain.masks.kmeans_faiss import faiss_centers
 from pretrain.precision import at_least_fp32
 
@@ -83,7 +83,7 @@ def kmeans(
     start_K = STARTS[rule.start](points_ND, num_clusters, generator, rule.metric)
     iterate = faiss_centers if rule.backend == "faiss" else lloyd
     centers_KD = iterate(points_ND, points_ND[start_K], rule.iterations, rule.metric)
-    labels_N = _nearest(points_ND, centers_KD, rule.metric)
+    labels_N = nearest(points_ND, centers_KD, rule.metric)
     sizes_K = torch.bincount(labels_N, minlength=len(centers_KD))
     return Clustering(centers_KD, labels_N, int((sizes_K == 0).sum()))
 
@@ -97,7 +97,7 @@ def lloyd(points_ND: Tensor, centers_KD: Tensor, iterations: int, metric: Metric
     """
     before_N = None
     for _ in range(iterations):
-        labels_N = _nearest(points_ND, centers_KD, metric)
+        labels_N = nearest(points_ND, centers_KD, metric)
         if before_N is not None and torch.equal(labels_N, before_N):
             break  # centres depend on the labels alone: nothing would change any more
         centers_KD = _centroids(points_ND, labels_N, centers_KD, metric)
@@ -142,12 +142,6 @@ def _gap(points_ND: Tensor, chosen: Tensor, metric: Metric) -> Tensor:
 
 
 STARTS = {"random": _random_start, "kmeans++": _far_apart}
-
-
-def _nearest(points_ND: Tensor, centers_KD: Tensor, metric: Metric) -> Tensor:
-    if metric == "cosine":
-        return nearest_of_unit(points_ND, centers_KD)
-    return nearest(points_ND, centers_KD, metric)
 
 
 def _centroids(points_ND: Tensor, labels_N: Tensor, old_KD: Tensor, metric: Metric) -> Tensor:
