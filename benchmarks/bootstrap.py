@@ -29,7 +29,7 @@ from pretrain.masks.features import CellFeatures
 from pretrain.masks.kmeans_faiss import require_faiss
 from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
-from sslbench.datasets import ImageList, decode_rgb, images_of_path
+from sslbench.datasets import ImageList, decode_rgb, image_size, images_of_path
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 from sslbench.rng import numpy_generator, seeded
@@ -67,23 +67,21 @@ class Bench:
         self._calibrate()
         self.bytes: dict[str, int] = {}
 
-    def ours(self, precision: str, workers: int) -> Callable[[], None]:
-        """Make a generation, anew each time."""
+    def ours(self, precision: str) -> Callable[[], None]:
+        """Make a generation, anew each time; no process decodes ahead, as in the released way."""
 
         def run() -> None:
             with tempfile.TemporaryDirectory(dir=self.folder) as fresh, RunLog(Path(fresh)) as log:
                 folder = Path(fresh) / "epoch_0001"
                 settings = replace(SETTINGS, precision=precision)
-                refresh.refresh(
-                    self.backbone, self.images, "benchmark", folder, settings, log, workers
-                )
+                refresh.refresh(self.backbone, self.images, "benchmark", folder, settings, log)
                 self.bytes[precision] = sum(path.stat().st_size for path in folder.iterdir())
 
         return run
 
     def ours_by_part(self, precision: str, watch: Stopwatch) -> Callable[[], None]:
-        """The same, clocked by part; images are decoded when they are asked for."""
-        run = self.ours(precision, workers=0)
+        """The same, clocked by part."""
+        run = self.ours(precision)
         calls = {
             "decode": [(refresh, "decode_rgb")],
             "forward": [(CellFeatures, "__call__")],
@@ -141,6 +139,16 @@ class Bench:
             self.backbone.train()(normalise(squares))
 
 
+def require_alike(images: ImageList, count: int) -> None:
+    """Refuse too few images, broken groups, and other sizes than the report speaks of."""
+    if len(images) < count or count % GROUP:
+        raise typer.BadParameter(f"{len(images)} images for a count of {count}; {GROUP} a group")
+    for index in range(count):
+        size = image_size(images.read(index), images.name(index))
+        if sorted(size) != sorted(SIZE):
+            raise typer.BadParameter(f"{images.name(index)} has {size} pixels, not {SIZE}")
+
+
 def report(seconds: dict[str, list[float]], sizes: dict[str, int], count: int) -> list[dict]:
     """One row per way; ratios are the released way's time and bytes over its own."""
     released = statistics.median(seconds[RELEASED])
@@ -164,7 +172,6 @@ def main(
     count: Annotated[int, typer.Option(help="Images, a multiple of 16.")] = 32,
     repeats: Annotated[int, typer.Option(help="Timed turns of every way.")] = 5,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Processes that decode ahead.")] = 0,
     name: Annotated[str, typer.Option(help="Write benchmarks/results/NAME.json.")] = "",
 ) -> None:
     """Print images per second, bytes per image, ratios to the released way, and the split."""
@@ -175,8 +182,10 @@ def main(
             make_pictures(images, count)
         listed = images_of_path(images)
         bench = Bench(replace(listed, names=listed.names[:count]), where, Path(scratch))
+        require_alike(bench.images, count)
+        require_faiss().omp_set_num_threads(torch.get_num_threads())
         watches = {precision: Stopwatch(where) for precision in refresh.DTYPES}
-        ways = {precision: bench.ours(precision, workers) for precision in refresh.DTYPES}
+        ways = {precision: bench.ours(precision) for precision in refresh.DTYPES}
         ways[RELEASED] = bench.released
         clocked = {f"{p} by part": bench.ours_by_part(p, watch) for p, watch in watches.items()}
         seconds = interleaved(ways | clocked, repeats, where)
@@ -188,7 +197,7 @@ def main(
         print_table(table)
         print()
     if name:
-        said = {"images": count, "K": CLUSTERS, "group": GROUP, "workers": workers}
+        said = {"images": count, "K": CLUSTERS, "group": GROUP}
         found = {"table": rows, "parts": parts_rows}
         print(keep(name, {**said, "hardware": hardware(where), **found}))
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.measure import hardware, interleaved, keep, print_table, spread
 from pretrain.masks.assign import nearest
 from pretrain.masks.kmeans import lloyd
-from pretrain.masks.kmeans_faiss import faiss_centers
+from pretrain.masks.kmeans_faiss import faiss_centers, require_faiss
 
 NUM_POINTS, CHANNELS = 50176, 256
 CLUSTERS = (2, 64, 256)
@@ -74,6 +74,7 @@ def main(
 ) -> None:
     """Print seconds of both backends, their ratio and their objectives."""
     torch.manual_seed(0)
+    require_faiss().omp_set_num_threads(torch.get_num_threads())
     points_ND = make_points(torch.device(device))
     rows = [row for k in CLUSTERS for row in compare(points_ND, k, repeats)]
     print_table(rows)

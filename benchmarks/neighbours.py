@@ -32,6 +32,7 @@ from sslbench.loading import start_loading
 
 DIRECTIONS = 256
 BATCH = 64
+LEAST_SPREAD = 1e-4  # of the largest standard deviation
 
 
 def average(maps_NCHW: Tensor) -> Tensor:
@@ -65,8 +66,13 @@ def principal(features_NC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def whiten(train_NC: Tensor, test_NC: Tensor, directions: int) -> tuple[Tensor, Tensor]:
-    """Both along the first principal directions of the training features, at unit variance."""
+    """Both along the first principal directions of the training features, at unit variance.
+
+    Directions in which the training features hardly vary (dead channels, few images) are left out:
+    they would be nothing but noise, blown up.
+    """
     mean_C, directions_DC, deviation_D = principal(train_NC)
+    directions = min(directions, int((deviation_D > LEAST_SPREAD * deviation_D[0]).sum()))
     scale_CD = directions_DC[:directions].T / deviation_D[:directions]
     return (train_NC - mean_C) @ scale_CD, (test_NC - mean_C) @ scale_CD
 

@@ -107,6 +107,11 @@ class MethodConfig(FrozenConfig):
         """Whether the images' annotations are trained on."""
         return self.mask_config is not None and self.mask_config.source == "ground_truth"
 
+    @property
+    def clusters_by_faiss(self) -> bool:
+        """Whether FAISS has to be there."""
+        return False
+
     def require_fit(self, crop_size: int, epochs: int) -> None:
         """Raise ``ValueError`` where the keys do not fit the run."""
 
@@ -143,6 +148,11 @@ class CyborgsConfig(MethodConfig):
     def mask_config(self) -> MaskConfig:
         """Always there."""
         return self.masks
+
+    @property
+    def clusters_by_faiss(self) -> bool:
+        """Asked for by the masks or by the loss."""
+        return "faiss" in (self.masks.backend, self.clustering.backend)
 
     def plan(self, epoch: int) -> EpochPlan:
         """Algorithm 3: warm-up, mask refresh, contrast, periodic clustering."""

@@ -1,7 +1,8 @@
 """The control of bootstrapped masks: those of the same network before it has learned anything.
 
-Weights are the run's own start and BatchNorm is calibrated on its views, as before a refresh that
-follows no warm-up; the same layers, K range and seed. What masks gain over these was learned.
+Random weights of the run's seed, also where it began from a checkpoint; BatchNorm is calibrated on
+its views, as before a refresh that follows no warm-up; the same layers, K range and seed. What the
+masks gain over these was learned.
 """
 
 from pathlib import Path

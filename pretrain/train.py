@@ -24,6 +24,7 @@ from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.estimate import estimate
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.kmeans import KMeans
+from pretrain.masks.kmeans_faiss import require_faiss
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks, require_source
 from pretrain.masks.store import MaskStore
@@ -90,6 +91,8 @@ class Run:
         require_equal_parts(cfg)
         if cfg.method.mask_config is not None:
             require_source(cfg.method.mask_config.source)
+        if cfg.method.clusters_by_faiss:
+            require_faiss()
         self.images_id = images_id(images)
         self.steps_per_epoch = steps_per_epoch(len(images), cfg.batch_size)
         self.total_steps = cfg.schedule.epochs * self.steps_per_epoch
@@ -274,7 +277,7 @@ class Run:
             epoch=epoch,
             rule=KMeans.build(masks),
             refine=masks.refine,
-            precision=resolved(self.cfg.precision, self.place.device),
+            precision=self.method.precision,
         )
         backbone, workers = self.method.online_backbone, self.place.num_workers
         with self.stop.now():  # it keeps its own parts

@@ -33,7 +33,7 @@ def made_ahead(
     """Yield what ``make`` makes of each item, in order, while workers make the next ones.
 
     Args:
-        make: can be pickled.
+        make: can be pickled, and so can the errors that it raises.
         num_workers: 0 makes each when it is asked for.
 
     Raises:

@@ -341,6 +341,9 @@ def versions() -> dict[str, str]:
         "scikit-image",
         "pycocotools",
         "opencv-contrib-python-headless",
+        "scipy",
+        "faiss-cpu",
+        "faiss-gpu",
     ):
         try:
             found[name] = version(name)

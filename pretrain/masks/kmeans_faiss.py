@@ -1,4 +1,4 @@
-"""FAISS as a second backend of k-means, on the CPU or, with faiss-gpu, on the points' GPU.
+"""FAISS as a second backend of k-means, on the CPU or, with faiss-gpu, on the points' own GPU.
 
 Shape letters: N points, D channels, K clusters.
 """
@@ -25,7 +25,8 @@ def faiss_centers(
     Raises:
         BackendError: FAISS is not installed.
     """
-    found = require_faiss().Kmeans(
+    faiss = require_faiss()
+    found = faiss.Kmeans(
         points_ND.shape[1],
         len(start_KD),
         niter=iterations,
@@ -33,8 +34,11 @@ def faiss_centers(
         # FAISS would leave points out beyond 256 a centre, and warn below 39
         max_points_per_centroid=len(points_ND),
         min_points_per_centroid=1,
-        gpu=points_ND.is_cuda and require_faiss().get_num_gpus() > 0,
     )
+    if points_ND.is_cuda and faiss.get_num_gpus() > 0:
+        # asked for a GPU by itself, FAISS would spread the work of every process over all of them
+        resources, device = faiss.StandardGpuResources(), points_ND.device.index or 0
+        found.index = faiss.index_cpu_to_gpu(resources, device, found.index)
     points, start = (values.float().cpu().contiguous().numpy() for values in (points_ND, start_KD))
     found.train(points, init_centroids=start)
     return torch.from_numpy(found.centroids).to(points_ND)

@@ -23,6 +23,13 @@ def test_whitened_features_have_unit_covariance_whatever_they_were_scaled_by(gen
     assert torch.allclose(mixed[1] @ mixed[0].T, plain[1] @ plain[0].T)
 
 
+def test_a_channel_that_never_varies_is_not_blown_up(generator):
+    train, test = torch.randn(2, 50, 4, generator=generator)
+    train[:, 3] = 1.0
+    assert whiten(train, test, 4)[1].shape == (50, 3)
+    assert whiten(train, test, 4)[1].abs().max() < 10
+
+
 @pytest.mark.parametrize("spread", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.0), (5.0, 0.0, 0.0)])
 def test_the_effective_rank_is_the_exponential_of_the_entropy(spread):
     directions = torch.tensor(spread, dtype=torch.float64).diag()

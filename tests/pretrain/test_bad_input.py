@@ -1,7 +1,9 @@
 """Odd pictures, odd masks and odd sizes: each has a defined outcome."""
 
 import dataclasses
+import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ import torch
 from PIL import Image
 
 from pretrain import train as train_module
+from pretrain.config import PretrainConfig
 from pretrain.data import Batch, ViewSpec, make_loader
 from pretrain.estimate import synthetic_batch
 from pretrain.masks.kmeans import KMeans
+from pretrain.masks.kmeans_faiss import BackendError
 from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.memory import OutOfMemoryError, out_of_memory_explained, require_equal_parts
 from pretrain.methods.cyborgs import RECIPES, Cyborgs, build
@@ -20,6 +24,7 @@ from pretrain.plan import EpochPlan
 from pretrain.stage import Pretrain
 from pretrain.train import Place, Run
 from sslbench.config import ConfigError
+from sslbench.config import build as config_build
 from sslbench.datasets import DataRoots, images
 from sslbench.log import RunLog, read_metrics
 from sslbench.resnet import ResNet
@@ -254,3 +259,24 @@ def test_two_images_that_do_not_fit_cannot_be_split(tiny):
         out_of_memory_explained(cfg),
     ):
         raise torch.cuda.OutOfMemoryError("full")
+
+
+@pytest.mark.parametrize("part", ["masks", "clustering"])
+def test_a_run_that_lacks_faiss_ends_before_it_begins(
+    part, tiny, image_list, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    table = json.loads(tiny.model_dump_json())
+    table["method"][part]["backend"] = "faiss"
+    cfg = config_build(PretrainConfig, table, where="test")
+    with RunLog(tmp_path) as log, pytest.raises(BackendError, match="pip install faiss-cpu"):
+        Run(cfg, image_list, Place(tmp_path, torch.device("cpu")), log)
+    assert (tmp_path / "log.txt").read_text() == ""
+
+
+def test_masks_are_made_in_the_precision_that_the_run_began_with(tiny, image_list, tmp_path):
+    """A run that began in bfloat16 and goes on where float32 is the rule, or the reverse."""
+    with RunLog(tmp_path) as log:
+        run = Run(tiny, image_list, Place(tmp_path, torch.device("cpu")), log)
+        run.method.precision = "bf16"
+        assert run.masks_for(2).manifest["precision"] == "bf16"

@@ -91,7 +91,10 @@ def test_two_processes_give_the_loss_curve_of_one(clustering, config, image_dir,
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_curve_of_one_in_float32(config, image_dir, tmp_path):
-    """At the rate with which a published run begins; larger ones let rounding grow step by step."""
+    """At the rate with which a published run begins, scaled to this batch of 8.
+
+    Larger ones let rounding grow from step to step.
+    """
     start_of_warmup = LARSConfig().lr / 100
     clustering = {"max_clusters": 8, "iterations": 4, "images_per_group": 3}
     path = config(

@@ -14,7 +14,7 @@ from pretrain.masks.kmeans import KMeans
 from pretrain.masks.refresh import Bootstrap, image_groups, num_clusters, refresh
 from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
-from sslbench.datasets import DataRoots, decode_rgb, images, images_id
+from sslbench.datasets import DataError, DataRoots, decode_rgb, images, images_id
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 from sslbench.rng import seeded, torch_generator
@@ -36,10 +36,11 @@ def backbone() -> ResNet:
         return ResNet(18, 0.125)
 
 
-def _refresh(backbone, image_list, folder, settings=SETTINGS):
+def _refresh(backbone, image_list, folder, settings=SETTINGS, num_workers=0):
     folder.parent.mkdir(parents=True, exist_ok=True)
+    id = images_id(image_list)
     with RunLog(folder.parent) as log:
-        return refresh(backbone, image_list, images_id(image_list), folder, settings, log)
+        return refresh(backbone, image_list, id, folder, settings, log, num_workers)
 
 
 def _bytes(folder) -> dict[str, bytes]:
@@ -141,6 +142,24 @@ def test_any_number_of_processes_makes_the_same_files(
     folder = tmp_path / "many/epoch_0002"
     in_turn(world, lambda: _refresh(backbone, image_list, folder))
     assert _bytes(folder) == _bytes(tmp_path / "one/epoch_0002")
+
+
+def test_workers_that_decode_ahead_change_neither_files_nor_the_global_generator(
+    backbone, image_list, tmp_path
+):
+    _refresh(backbone, image_list, tmp_path / "none/epoch_0002")
+    before = torch.get_rng_state()
+    _refresh(backbone, image_list, tmp_path / "two/epoch_0002", num_workers=2)
+    assert _bytes(tmp_path / "two/epoch_0002") == _bytes(tmp_path / "none/epoch_0002")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_image_is_named_in_one_sentence(backbone, image_dir, tmp_path, num_workers):
+    (image_dir / "image_04.png").write_bytes(b"no picture")
+    listed = images(image_dir, DataRoots(image_dir))
+    with pytest.raises(DataError, match=r"^[^\n]*image_04\.png[^\n]*$"):
+        _refresh(backbone, listed, tmp_path / "run/epoch_0002", num_workers=num_workers)
 
 
 def test_a_finished_generation_is_not_made_again(backbone, image_list, tmp_path, monkeypatch):
