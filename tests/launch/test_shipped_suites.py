@@ -48,11 +48,19 @@ def test_a_shipped_suite_is_planned_without_torch(name, scenes, tmp_path):
         assert kind in done.stdout
 
 
-def test_the_learning_check_has_nine_backbones(scenes, tmp_path):
-    done = python("-m", "launch", "plan", "learns", "--data", scenes, "--runs", tmp_path)
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("learns", {"cyborgs": 6, "random": 3}),
+        ("learns_96", {"cyborgs": 2}),
+        ("learns_parts", {"cyborgs": 6}),
+    ],
+)
+def test_the_learning_checks_have_so_many_backbones(name, expected, scenes, tmp_path):
+    done = python("-m", "launch", "plan", name, "--data", scenes, "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
     made = re.findall(r"^pretrain/(\w+)-", done.stdout, re.MULTILINE)
-    assert Counter(made) == {"cyborgs": 6, "random": 3}
+    assert Counter(made) == expected
 
 
 def test_a_pretraining_that_starts_from_a_file_follows_its_bytes(scenes, tmp_path):
@@ -112,7 +120,9 @@ def test_the_random_control_has_the_trunk_of_the_trained_row(name):
     assert control["random"] == trunk
 
 
-@pytest.mark.parametrize("name", ["demo", "learns", "twin", "voc_small"])
+@pytest.mark.parametrize(
+    "name", ["demo", "learns", "learns_96", "learns_parts", "twin", "voc_small"]
+)
 def test_small_suites_say_that_their_numbers_are_not_for_comparison(name):
     banner = read_toml(SUITES / f"{name}.toml")["banner"]
     assert "not comparable with published numbers" in banner or "mean nothing" in banner
