@@ -216,7 +216,8 @@ def merge(
         smallest = int(sizes.argmin())
         neighbour = int(shared_SS[smallest].argmax())
         if not shared_SS[smallest, neighbour]:
-            neighbour = int(np.where(np.isinf(sizes), -1, sizes).argmax())
+            is_other = np.isfinite(sizes) & (np.arange(len(sizes)) != smallest)
+            neighbour = int(np.where(is_other, sizes, -1).argmax())
         sizes[neighbour] += sizes[smallest]
         sizes[smallest] = np.inf  # gone
         shared_SS[neighbour] += shared_SS[smallest]

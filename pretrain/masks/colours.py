@@ -21,14 +21,17 @@ def numbers_by_area(labels_HW: np.ndarray) -> dict[int, int]:
     return {int(values[place]): number for number, place in enumerate(order)}
 
 
-def numbers_by_overlap(labels_HW: np.ndarray, shown_HW: np.ndarray) -> dict[int, int]:
+def numbers_by_overlap(
+    labels_HW: np.ndarray, shown_HW: np.ndarray, fresh: int = 0
+) -> dict[int, int]:
     """Number the labels after another map's colour numbers.
 
     A pair is one region if one of both lies in the other by half at least. Labels without a
-    counterpart get numbers that the other map does not have.
+    counterpart get numbers that neither the other map has nor, by ``fresh``, those before it.
 
     Args:
         shown_HW: colour numbers of the other map, of the same size.
+        fresh: no map so far has this number or a larger one, but for the other map.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -42,7 +45,7 @@ def numbers_by_overlap(labels_HW: np.ndarray, shown_HW: np.ndarray) -> dict[int,
     overlaps_AB = np.where((2 * overlaps_AB >= smaller_AB) & (numbers_B != BARE), overlaps_AB, 0)
     pairs = zip(*linear_sum_assignment(overlaps_AB, maximize=True), strict=True)
     taken = {int(labels_A[a]): int(numbers_B[b]) for a, b in pairs if overlaps_AB[a, b] > 0}
-    fresh = int(numbers_B.max()) + 1
+    fresh = max(fresh, int(numbers_B.max()) + 1)
     others = [label for label in numbers_by_area(labels_HW) if label not in taken]
     return taken | {label: fresh + place for place, label in enumerate(others)}
 

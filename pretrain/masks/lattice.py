@@ -50,11 +50,13 @@ class Lattice:
         return filtered_NL
 
     def own_weight(self) -> np.ndarray:
-        """What of a point's value comes back to itself, (N,).
+        """What of a point's value comes back to itself where all neighbours are occupied, (N,).
 
         Between two corners m places apart in their order the blur leads by m steps forward or by
-        the other axes backward (all of them sum to 0). That a lattice point on the way may not be
-        occupied is left out.
+        the other axes backward (all of them sum to 0). A way over a lattice point that is not
+        occupied is counted here but not gone by ``filter``, so this is too much. In 5 dimensions
+        there came back of it, on average, 0.92 and 0.94 in two photographs of 320x214 pixels and
+        0.82 to points alone in the lattice; these are the worst case, down to 0.76.
         """
         num_corners = self.weights_NC.shape[1]
         apart_C = np.arange(num_corners)

@@ -53,7 +53,9 @@ def mask_folders(path: Path) -> list[Path]:
     if _is_generation(path):
         return [path]
     inner = path / "masks" if (path / "masks").is_dir() else path
-    return sorted(folder for folder in inner.iterdir() if _is_generation(folder))
+    # scratch folders of killed writers begin with a dot
+    shown = [folder for folder in inner.iterdir() if not folder.name.startswith(".")]
+    return sorted(folder for folder in shown if _is_generation(folder))
 
 
 def _is_generation(folder: Path) -> bool:

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from pretrain.masks.cells import enlarge
-from pretrain.masks.colours import (
-    BARE,
-    colour_numbers,
-    numbers_by_area,
-    numbers_by_overlap,
-)
+from pretrain.masks.colours import BARE, colour_numbers, numbers_by_area, numbers_by_overlap
 from pretrain.masks.store import MaskError, MaskStore
 from pretrain.masks.truth import AnnotatedImages, instance_map
 from sslbench.datasets import (
@@ -30,9 +25,8 @@ from sslbench.datasets import (
 from sslbench.log import progress
 
 if TYPE_CHECKING:
-    from pretrain.masks.picture_features import (
-        PictureFeatures,
-    )  # torch: not where only stores are shown
+    # torch: not where only stores are shown
+    from pretrain.masks.picture_features import PictureFeatures
 
 TRUTH = "annotated objects"
 
@@ -225,36 +219,39 @@ class _View:
 def _panels(
     views: Mapping[str, _View], wanted: Wanted, record: Record | SegmentMap | None
 ) -> Iterator[Panel]:
-    before_HW = None
+    before_HW, fresh = None, 0  # the first number that no panel of the row has
     for title, view in views.items():
-        made = list(_of_generation(title, view, before_HW, wanted))
+        made = list(_of_generation(title, view, before_HW, fresh, wanted))
         before_HW = made[0].numbers_HW
+        fresh = max(fresh, *(int(panel.numbers_HW.max()) + 1 for panel in made))
         yield from made
     if record is not None and before_HW is not None:
-        yield _truth(record, before_HW)
+        yield _truth(record, before_HW, fresh)
 
 
 def _of_generation(
-    title: str, view: _View, before_HW: np.ndarray | None, wanted: Wanted
+    title: str, view: _View, before_HW: np.ndarray | None, fresh: int, wanted: Wanted
 ) -> Iterator[Panel]:
     labels_HW = enlarge(view.labels_hw, *view.image_HW3.shape[:2])
     if before_HW is None:
         numbers = numbers_by_area(labels_HW)
     else:
-        numbers = numbers_by_overlap(labels_HW, before_HW)
+        numbers = numbers_by_overlap(labels_HW, before_HW, fresh)
     plain_HW = colour_numbers(labels_HW, numbers)
     yield Panel(title, plain_HW)
     if wanted.crf:
         yield Panel(f"{title} + CRF", colour_numbers(view.refined(), numbers))
     if wanted.upsampled:
         finer_HW = view.upsampled()
-        numbers = numbers_by_overlap(finer_HW, plain_HW)
+        numbers = numbers_by_overlap(finer_HW, plain_HW, fresh)
         yield Panel(f"{title}, features upsampled first", colour_numbers(finer_HW, numbers))
 
 
-def _truth(record: Record | SegmentMap, before_HW: np.ndarray) -> Panel:
+def _truth(record: Record | SegmentMap, before_HW: np.ndarray, fresh: int) -> Panel:
     """Objects take the colours of the segments they lie in; all else is bare."""
     objects_HW = instance_map(record)
     inside_HW = objects_HW > 0
-    numbers = numbers_by_overlap(objects_HW[inside_HW], before_HW[inside_HW])
+    if not inside_HW.any():  # hidden by crowds, or smaller than a pixel
+        return Panel(TRUTH, np.full(objects_HW.shape, BARE))
+    numbers = numbers_by_overlap(objects_HW[inside_HW], before_HW[inside_HW], fresh)
     return Panel(TRUTH, colour_numbers(objects_HW, numbers))

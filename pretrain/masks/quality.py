@@ -20,13 +20,11 @@ from pretrain.masks.agreement import Agreement, Annotated, agreement
 from pretrain.masks.cells import cell_of_pixels, enlarge
 from pretrain.masks.sources import GRID, grid_labels
 from pretrain.masks.store import MaskStore, stored_size
-from pretrain.masks.truth import AnnotatedImages, instance_map, regions
+from pretrain.masks.truth import AnnotatedImages, regions
 from sslbench.datasets import DataError, DataRoots, Record, SegmentMap, content_id
 from sslbench.loading import made_ahead
 from sslbench.log import progress
 from sslbench.results import Result
-
-__all__ = ["AnnotatedImages", "Quality", "instance_map", "measure", "quality_of"]
 
 TASK = "mask_quality"
 FLOOR = "grid5x5"
@@ -156,14 +154,16 @@ def quality_of(
 
 
 def named(stores: Iterable[MaskStore]) -> dict[str, MaskStore]:
-    """Name stores by source and folder, ``kmeans_epoch_0006``; in full where that is not enough."""
-    found: dict[str, MaskStore] = {}
-    for store in stores:
-        name = f"{store.manifest['source']}_{store.folder.name}"
-        if name in found:
-            name = f"{store.manifest['source']}_{store.folder}"
-        found[name] = store
-    return found
+    """Name stores by source and folder, ``kmeans_epoch_0006``; all of a second run in full."""
+    short = [(f"{store.manifest['source']}_{store.folder.name}", store) for store in stores]
+    first: dict[str, Path] = {}
+    for name, store in short:
+        first.setdefault(name, store.folder.parent)
+    second = {s.folder.parent for name, s in short if first[name] != s.folder.parent}
+    return {
+        f"{s.manifest['source']}_{s.folder}" if s.folder.parent in second else name: s
+        for name, s in short
+    }
 
 
 def measure(

@@ -34,10 +34,10 @@ def run_quality(
 
 
 def table(quality: Quality) -> str:
-    """Sources x measures, shares in percent."""
+    """Sources x measures, shares in percent, segments as they are counted."""
     width = max(len(name) for name in quality.sources)
     titles = [*(name.replace("_", " ") for name in REPORTED), "ari of an equal grid"]
-    lines = [f"{quality.spec}, {len(quality.names)} images, in %"]
+    lines = [f"{quality.spec}, {len(quality.names)} images, in %, segments counted"]
     lines.append("  ".join([" " * width, *titles]))
     for name, scores in quality.sources.items():
         values = [scores.mean(m) * (1 if m in COUNTS else 100) for m in REPORTED]

@@ -6,7 +6,7 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def write_quality(folder: Path, quality: Quality) -> dict[str, str]:
     write_json(folder / "quality.json", summary(quality))
     _write_rows(folder / "quality.csv", quality)
     made = {"quality": "quality.json", "images": "quality.csv"}
-    if epochs(quality):
+    if generations(quality):
         draw_curve(folder / "curve.png", quality)
         made["curve"] = "curve.png"
     return made
@@ -116,46 +116,37 @@ def _write_rows(path: Path, quality: Quality) -> None:
                 writer.writerow((source, name, *size, size_name, clusters, *shown))
 
 
-def epochs(quality: Quality) -> Mapping[str, int]:
-    """The epoch before which a source's masks were made, where it is known."""
-    found = {}
+def generations(quality: Quality) -> dict[tuple[str, str], dict[str, int]]:
+    """A run's sources, in their order, with the epoch before which each one's masks were made.
+
+    They are called ``{source}_epoch_0006`` or, of a second run, ``{source}_RUN/masks/epoch_0006``.
+    All else is no generation, as a control, whatever epoch its manifest has.
+
+    Returns:
+        (kind of source, what names begin with) -> name -> epoch.
+    """
+    found: dict[tuple[str, str], dict[str, int]] = {}
     for name, scores in quality.sources.items():
-        written = re.fullmatch(r".*epoch_(\d+)", name)
-        if "epoch" in scores.manifest:
-            found[name] = int(scores.manifest["epoch"])
-        elif written:
-            found[name] = int(written[1])
-    return found
+        kind = str(scores.manifest["source"])
+        written = re.fullmatch(rf"({re.escape(kind)}_.*)epoch_(\d+)", name)
+        if written:
+            found.setdefault((kind, written[1]), {})[name] = int(written[2])
+    return {run: dict(sorted(epochs.items(), key=itemgetter(1))) for run, epochs in found.items()}
 
 
 LEGEND: Any = {"loc": "outside lower center", "ncols": 6, "frameon": False, "fontsize": 8}
 
 
 def draw_curve(path: Path, quality: Quality) -> None:
-    """Draw the measures over the epochs, a line for a kind of source and one for grids of as many
-    segments; what has no epoch lies across.
+    """Draw the measures over the epochs, a line for a run and one for grids of as many segments;
+    what is no generation lies across.
     """
     from matplotlib.figure import Figure
 
-    placed = epochs(quality)
-    kinds = list(dict.fromkeys(str(quality.sources[name].manifest["source"]) for name in placed))
     figure = Figure(figsize=(2.9 * len(DRAWN), 3.1), layout="constrained")
     axes = figure.subplots(1, len(DRAWN))
     for axis, (measure, title) in zip(axes, DRAWN.items(), strict=True):
-        for kind in kinds:
-            own = [n for n in placed if quality.sources[n].manifest["source"] == kind]
-            own.sort(key=placed.__getitem__)
-            heights = [100 * quality.sources[name].mean(measure) for name in own]
-            at = [placed[name] for name in own]
-            (line,) = axis.plot(at, heights, "o-", markersize=3, label=kind)
-            floors = [100 * quality.sources[name].equal_grid.mean(measure) for name in own]
-            label = f"{kind}: grid of as many segments"
-            axis.plot(at, floors, "x:", color=line.get_color(), linewidth=1, label=label)
-        others = [name for name in quality.sources if name not in placed]
-        for name, style in zip(others, itertools.cycle(("--", ":", "-.")), strict=False):
-            height = 100 * quality.sources[name].mean(measure)
-            label = "5x5 grid" if name == FLOOR else name.replace("_", " ")
-            axis.axhline(height, color="gray", linestyle=style, label=label)
+        _draw_measure(axis, quality, measure)
         axis.set_title(f"{title} (%)", fontsize=9)
         axis.set_xlabel("epoch before which masks were made", fontsize=8)
         axis.tick_params(labelsize=8)
@@ -164,3 +155,21 @@ def draw_curve(path: Path, quality: Quality) -> None:
     figure.suptitle(f"masks against {quality.spec}, {len(quality.names)} images", fontsize=9)
     with atomic_path(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)
+
+
+def _draw_measure(axis: Any, quality: Quality, measure: str) -> None:
+    runs, sources = generations(quality), quality.sources
+    for (_, beginning), epochs in runs.items():
+        run = beginning.rstrip("/_")
+        heights = [100 * sources[name].mean(measure) for name in epochs]
+        (line,) = axis.plot(list(epochs.values()), heights, "o-", markersize=3, label=run)
+        floors = [100 * sources[name].equal_grid.mean(measure) for name in epochs]
+        dotted = {"color": line.get_color(), "linewidth": 1}
+        label = f"{run}: grid of as many segments"
+        axis.plot(list(epochs.values()), floors, "x:", label=label, **dotted)
+    placed = set().union(*runs.values())
+    others = [name for name in sources if name not in placed]
+    for name, style in zip(others, itertools.cycle(("--", ":", "-.")), strict=False):
+        height = 100 * sources[name].mean(measure)
+        label = "5x5 grid" if name == FLOOR else name.replace("_", " ")
+        axis.axhline(height, color="gray", linestyle=style, label=label)

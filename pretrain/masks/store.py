@@ -20,6 +20,7 @@ from sslbench.files import atomic_path, read_json, write_json
 
 FORMAT, VERSION = "sslbench.masks", 1
 REMAKE = "Copy it anew, or delete the run folder and start again"
+BASE_KEYS = ("images_id", "num_images", "bytes")  # without these no store can be opened
 INDEX = np.dtype(
     [
         ("offset", np.int64),
@@ -187,15 +188,35 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         MaskError: it is no mask store, of another version, or not complete.
     """
+    _require_finished(folder)
     path = folder / "manifest.json"
     if not path.exists():
-        raise MaskError(f"{folder} is no mask store: it has no manifest.json")
-    manifest: dict[str, Any] = read_json(path)
+        raise MaskError(
+            f"{folder} is no mask store: it has no manifest.json. Give a store, as "
+            "RUN/masks/epoch_0006; if it is one, copy it anew"
+        )
+    manifest: Any = read_json(path)
+    if not isinstance(manifest, dict):
+        raise MaskError(f"{path} holds no JSON object but {str(manifest)[:60]}. {REMAKE}")
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise MaskError(
-            f"{path} is not of format {FORMAT} version {VERSION}: "
-            f"{manifest.get('format')} {manifest.get('version')}"
+            f"{path} is not of format {FORMAT} version {VERSION} but {manifest.get('format')} "
+            f"{manifest.get('version')}. Give a store of this version, as RUN/masks/epoch_0006, or "
+            "start a new run folder"
         )
     if not manifest.get("complete"):
         raise MaskError(f"{folder} is incomplete; delete it and run the same command again")
+    missing = [key for key in BASE_KEYS if key not in manifest]
+    if missing:
+        raise MaskError(f"{path} lacks {', '.join(missing)}. {REMAKE}")
     return manifest
+
+
+def _require_finished(folder: Path) -> None:
+    from pretrain.masks.parts import PARTIAL, parts_done  # which builds on stores itself
+
+    if folder.suffix == PARTIAL and folder.is_dir():
+        raise MaskError(
+            f"{folder} is unfinished ({parts_done(folder)}); the command that was making it, run "
+            "again, finishes it"
+        )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.masks.parts import PARTIAL, parts_done
 from pretrain.masks.store import (
     REMAKE,
     content_hash,
@@ -20,7 +19,6 @@ from pretrain.masks.store import (
 from sslbench.datasets import ImageList, image_size, images_id
 from sslbench.log import progress
 
-KEYS = ("source", "images_id", "num_images", "bytes")
 KMEANS_KEYS = (
     "backbone",
     "layers",
@@ -46,9 +44,6 @@ def problems(folder: Path, images: ImageList | None = None) -> Iterator[str]:
     Args:
         images: that the store was made for; each one's size is compared as well.
     """
-    if folder.suffix == PARTIAL:
-        yield f"{folder} is unfinished ({parts_done(folder)}); its command, run again, finishes it"
-        return
     try:
         manifest, index_N = read_manifest(folder), read_index(folder)
     except ValueError as error:
@@ -82,7 +77,7 @@ class _Names:
 
 
 def _missing_keys(manifest: Mapping[str, Any]) -> list[str]:
-    wanted = KEYS + (KMEANS_KEYS if manifest.get("source") == "kmeans" else ())
+    wanted = ("source", *(KMEANS_KEYS if manifest.get("source") == "kmeans" else ()))
     return [key for key in wanted if key not in manifest]
 
 

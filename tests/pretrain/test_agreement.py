@@ -148,6 +148,13 @@ def test_a_segment_without_neighbours_joins_the_largest():
     assert group[0] == group[2] != group[1]
 
 
+@pytest.mark.parametrize(("sizes", "groups"), [([4, 4], [0, 0]), ([4, 4, 4], [0, 0, 1])])
+def test_a_segment_never_joins_itself(sizes: list[int], groups: list[int]):
+    count = len(sizes)
+    found = measures.merge(np.array(sizes), np.zeros((count, count), int), max(groups) + 1)
+    assert found.tolist() == groups
+
+
 def test_too_few_segments_leave_regions_without_a_partner():
     truth = np.array([[0, 0, 1, 1]])
     assert of(np.zeros((1, 4), int), truth).hungarian_miou == pytest.approx(0.5 / 2)

@@ -32,6 +32,14 @@ def test_of_two_halves_the_larger_keeps_the_colour_and_the_other_gets_a_fresh_on
     assert numbers_by_overlap(split, shown) == {5: 0, 7: 1, 6: 2}
 
 
+def test_a_number_that_a_map_gave_up_is_no_other_regions_later():
+    first = np.repeat([0, 1, 2], [30, 20, 10])
+    second = colour_numbers(np.repeat([0, 1], 30), numbers_by_overlap(np.repeat([0, 1], 30), first))
+    assert second.max() == 1  # the third colour is gone
+    split = np.repeat([0, 5, 1], [20, 10, 30])
+    assert numbers_by_overlap(split, second, fresh=3) == {0: 0, 1: 1, 5: 3}
+
+
 def test_total_overlap_decides_not_the_first_come():
     # alone the first label would take colour 0; together it is better off with colour 1
     shown = np.array([0, 0, 0, 0, 0, 0, 0, 1, 1, 1])

@@ -15,10 +15,11 @@ from typer.testing import CliRunner, Result
 from pretrain.config import RandomInitConfig
 from pretrain.masks.__main__ import app
 from pretrain.masks.cells import enlarge
+from pretrain.masks.colours import BARE
 from pretrain.masks.panels import TRUTH, Panel, Shown, Wanted, open_stores, pictures
 from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.masks.sources import make_fixed_masks
-from pretrain.masks.store import MaskError, MaskStore
+from pretrain.masks.store import MaskEntry, MaskError, MaskStore, write_store
 from pretrain.stage import RandomInit
 from sslbench.checkpoint import load_backbone
 from sslbench.datasets import DataRoots, ImageList, images, images_id
@@ -148,6 +149,33 @@ def test_objects_are_coloured_and_all_else_is_bare(stores, listed, roots):
     shown = panels(stores[:1], listed, roots)[TRUTH].numbers_HW
     assert (shown[8:32, 16:40] >= 0).all()
     assert (shown >= 0).sum() == 24 * 24
+
+
+def test_objects_without_a_visible_pixel_leave_their_column_bare(stores, listed, roots, tmp_path):
+    path = roots.root / "coco/annotations/instances_val2017.json"
+    payload = json.loads(path.read_text())
+    square = payload["annotations"][0]
+    cover = {"segmentation": [[0, 0, 64, 0, 64, 48, 0, 48]], "area": 1}  # painted last
+    payload["annotations"].append(square | cover | {"id": 9, "iscrowd": 1})
+    path.write_text(json.dumps(payload))
+    shown = panels(stores[:2], listed, roots)[TRUTH]
+    assert (shown.numbers_HW == BARE).all() and shown.num_segments == 0
+    for out in (tmp_path / "gallery.html", tmp_path / "gallery.png"):
+        made = call(*stores, "--data", roots.root, "--images", SPEC, "--out", out, "--count", 1)
+        assert made.exit_code == 0, made.output
+
+
+def test_along_a_row_no_colour_goes_over_to_another_region(listed, roots, tmp_path):
+    rows_of = {"epoch_0001": [0, 0, 0, 1, 1, 2], "epoch_0002": [0, 0, 0, 1, 1, 1]}
+    rows_of["epoch_0003"] = [0, 0, 2, 1, 1, 1]  # the first is split, the second as before
+    for name, rows in rows_of.items():
+        labels = np.repeat(np.array(rows, np.uint8)[:, None], 8, axis=1)
+        entries = [MaskEntry(labels, 48, 64, 3, 0)] * len(listed)
+        manifest = {"source": "kmeans", "images_id": images_id(listed)}
+        write_store(tmp_path / name, entries, manifest)
+    made = panels([tmp_path / name for name in rows_of], listed, roots)
+    columns = [panel.numbers_HW[::8, 0].tolist() for panel in made.values()][:3]
+    assert columns == [[0, 0, 0, 1, 1, 2], [0, 0, 0, 1, 1, 1], [0, 0, 3, 1, 1, 1]]
 
 
 def test_a_checkpoint_brings_features_to_crf_and_upsampled_clusters(

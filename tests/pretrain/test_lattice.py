@@ -51,6 +51,14 @@ def test_the_own_weight_is_what_comes_back():
     assert ratio_N.mean() > 0.95
 
 
+def test_a_lone_point_gets_back_at_least_three_quarters_of_its_own_weight():
+    alone = [Lattice(point_1F) for point_1F in points(300, 5, 3.0)[:, None]]
+    returned = np.array([lattice.filter(np.ones((1, 1))).item() for lattice in alone])
+    ratios = returned / np.array([lattice.own_weight().item() for lattice in alone])
+    assert 0.75 < ratios.min() < 0.8
+    assert ratios.mean() == pytest.approx(0.82, abs=0.01)
+
+
 def test_a_distance_that_no_index_holds_is_refused():
     far = np.array([[0.0] * 5, [1e6] * 5], np.float32)
     with pytest.raises(ValueError, match="too far"):

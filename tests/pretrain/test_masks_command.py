@@ -15,7 +15,7 @@ from pretrain.masks.__main__ import app
 from pretrain.masks.kmeans import KMeans
 from pretrain.masks.refresh import Bootstrap
 from pretrain.masks.sources import make_fixed_masks
-from pretrain.masks.store import MaskEntry, MaskStore, write_store
+from pretrain.masks.store import MaskEntry, MaskError, MaskStore, write_store
 from sslbench.datasets import DataRoots, ImageList, images, images_id
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
@@ -101,7 +101,10 @@ def test_ls_says_how_far_an_unfinished_generation_is(image_list, tmp_path, monke
     assert row["source"] == "kmeans"
     checked = call("verify", tmp_path / "run/masks/epoch_0002.partial")
     assert checked.exit_code == 1
-    assert "is unfinished (2 of 3 parts)" in checked.stdout
+    told = "is unfinished (2 of 3 parts); the command that was making it, run again, finishes it"
+    assert told in checked.stdout
+    with pytest.raises(MaskError, match=re.escape(told)):
+        MaskStore(tmp_path / "run/masks/epoch_0002.partial", images_id(image_list))
 
 
 def test_ls_of_parts_from_before_their_number_was_kept(tmp_path):
@@ -116,6 +119,19 @@ def test_ls_names_a_damaged_store_beside_the_others(store):
     whole, damaged = rows(store.parent)
     assert whole["state"] == "complete"
     assert damaged["state"].startswith("damaged: ")
+
+
+def test_ls_passes_over_what_a_kill_left(store):
+    scratch = store.with_name(".epoch_0002.4711-0123abcd.tmp")
+    shutil.copytree(store, scratch)
+    (scratch / "manifest.json").unlink()
+    assert [row["name"] for row in rows(store.parent)] == ["epoch_0001"]
+
+
+@pytest.mark.parametrize("key", ["images_id", "num_images", "bytes"])
+def test_ls_names_what_a_manifest_lacks(store, key):
+    change_manifest(store, **{key: None})
+    assert f"lacks {key}. Copy it anew" in rows(store.parent)[0]["state"]
 
 
 def test_ls_of_a_folder_without_masks_is_one_line(tmp_path):
@@ -185,6 +201,8 @@ def _one_label_changed(store):
         (lambda s: change_manifest(s, complete=False), "incomplete"),
         (lambda s: (s / "manifest.json").unlink(), "no manifest.json"),
         (lambda s: (s / "manifest.json").write_text("{"), "not valid JSON"),
+        (lambda s: (s / "manifest.json").write_text("[]"), "holds no JSON object but []"),
+        (lambda s: change_manifest(s, images_id=None), "lacks images_id"),
     ],
 )
 def test_damage_is_named_in_a_line_with_the_way_out(store, damage, told):
@@ -193,8 +211,8 @@ def test_damage_is_named_in_a_line_with_the_way_out(store, damage, told):
     assert made.exit_code == 1
     lines = made.stdout.splitlines()
     assert any(told in line for line in lines), lines
-    ways_out = ("Copy it anew", "delete it and run", "was it cut short", "it has no", "of format")
-    assert all(any(way in line for way in ways_out) for line in lines)
+    ways_out = ("copy it anew", "delete it and run", "was it cut short", "start a new run folder")
+    assert all(any(way in line.lower() for way in ways_out) for line in lines), lines
 
 
 def test_an_image_list_that_changed_is_named(store, image_dir):

@@ -14,7 +14,7 @@ from pretrain.masks.agreement import Annotated, agreement
 from pretrain.masks.cells import enlarge
 from pretrain.masks.quality import MEASURES, Quality, Scores, equal_grid, named, quality_of
 from pretrain.masks.quality_command import run_quality
-from pretrain.masks.quality_files import epochs, summary, write_quality
+from pretrain.masks.quality_files import _draw_measure, generations, summary, write_quality
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size, write_store
 from pretrain.masks.truth import AnnotatedImages, instance_map, regions
 from sslbench.datasets import DataError, DataRoots, Object, Record, images, images_id
@@ -127,15 +127,16 @@ def test_a_grid_is_its_own_equal(roots, tmp_path):
     assert np.array_equal(found.values_IM, found.equal_grid_IM)
 
 
-def test_a_source_is_called_by_its_manifest_and_never_twice_the_same(roots, tmp_path):
+def test_a_source_is_called_by_its_manifest_and_one_of_a_second_run_in_full(roots, tmp_path):
     found = named(
-        MaskStore(make_store(tmp_path / run / "epoch_0001", roots, source="felzenszwalb"), key)
-        for run in ("a", "b")
+        MaskStore(make_store(tmp_path / folder, roots, source="felzenszwalb"), key)
+        for folder in ("a/epoch_0001", "b/epoch_0001", "b/epoch_0006")
         for key in [images_id(images(SPEC, roots))]
     )
     assert list(found) == [
         "felzenszwalb_epoch_0001",
         f"felzenszwalb_{tmp_path}/b/epoch_0001",
+        f"felzenszwalb_{tmp_path}/b/epoch_0006",
     ]
 
 
@@ -197,12 +198,37 @@ def test_every_image_has_a_row_for_every_source(roots, tmp_path):
     assert {*MEASURES, "equal_grid"} == set(kept["definitions"])
 
 
-def test_the_curve_knows_epochs_from_manifest_or_folder():
+def several() -> Quality:
+    """Two runs, fixed masks, and a control whose manifest has an epoch as well."""
     one = scores({}, [2, 2, 2, 2])
-    other = dataclasses.replace(one, manifest={"source": "grid"})
-    sources = {"kmeans_x": one, "grid_epoch_0012": other, "grid5x5": other}
-    found = dataclasses.replace(quality(one), sources=sources)
-    assert epochs(found) == {"kmeans_x": 7, "grid_epoch_0012": 12}
+    grid = dataclasses.replace(one, manifest={"source": "grid"})
+    names = ("kmeans_epoch_0100", "kmeans_epoch_0006", "kmeans_/b/epoch_0006", "random_network")
+    sources = dict.fromkeys(names, one) | {"grid_epoch_0012": grid, "grid5x5": grid}
+    return dataclasses.replace(quality(one), sources=sources)
+
+
+def test_generations_are_what_is_called_by_source_and_epoch():
+    assert generations(several()) == {
+        ("kmeans", "kmeans_"): {"kmeans_epoch_0006": 6, "kmeans_epoch_0100": 100},
+        ("kmeans", "kmeans_/b/"): {"kmeans_/b/epoch_0006": 6},
+        ("grid", "grid_"): {"grid_epoch_0012": 12},
+    }
+    assert list(generations(several())["kmeans", "kmeans_"].values()) == [6, 100]
+
+
+def test_two_runs_are_two_lines_and_a_control_lies_across():
+    from matplotlib.figure import Figure
+
+    axis = Figure().subplots()
+    _draw_measure(axis, several(), "ari")
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axis.lines}
+    assert {name: at for name, at in drawn.items() if "grid of" not in name} == {
+        "kmeans": [6, 100],
+        "kmeans_/b": [6],
+        "grid": [12],
+        "random network": [0, 1],  # from edge to edge
+        "5x5 grid": [0, 1],
+    }
 
 
 def test_stores_of_no_epoch_have_no_curve(roots, tmp_path):
@@ -278,7 +304,7 @@ def test_the_command_prints_a_row_a_source_and_keeps_the_files(roots, tmp_path):
     folder = make_store(tmp_path / "epoch_0006", roots)
     text = run_quality([folder], SPEC, roots.root, out=tmp_path / "new/out")
     head, titles, ours, grid = text.splitlines()
-    assert head == "coco2017/val, 2 images, in %"
+    assert head == "coco2017/val, 2 images, in %, segments counted"
     assert titles.split()[0] == "ari"
     assert ours.startswith("kmeans_epoch_0006 ")
     assert grid.startswith("grid5x5 ")
