@@ -2,6 +2,10 @@
 
 import dataclasses
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +124,48 @@ def test_an_interrupted_refresh_continues_to_the_same_bytes(
     _refresh(backbone, image_list, folder)
     assert _bytes(folder) == _bytes(tmp_path / "whole/epoch_0002")
     assert not folder.with_name("epoch_0002.partial").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from pretrain.masks import parts
+from sslbench.datasets import DataRoots, images
+from sslbench.resnet import ResNet
+from sslbench.rng import seeded
+from tests.pretrain.test_refresh import _refresh
+
+save, phase = parts._save, sys.argv[4]
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def killed_after_two(path, part):
+    save(path, part)
+    if path.stem.endswith("1"):
+        kill()
+if phase == "between parts":
+    parts._save = killed_after_two
+else:
+    parts.write_store = kill
+with seeded(0, "test"):
+    backbone = ResNet(18, 0.125)
+_refresh(backbone, images(Path(sys.argv[2]), DataRoots(Path(sys.argv[2]))), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize("phase", ["between parts", "before they are joined"])
+def test_a_killed_refresh_continues_to_the_same_bytes(phase, backbone, image_dir, tmp_path):
+    listed = images(image_dir, DataRoots(image_dir))
+    _refresh(backbone, listed, tmp_path / "whole/epoch_0002")
+    folder = tmp_path / "cut/epoch_0002"
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", KILLED, root, image_dir, folder, phase]
+    done = subprocess.run([str(word) for word in command], capture_output=True, cwd=root)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    kept = len(list(folder.with_name("epoch_0002.partial").glob("part_*.npz")))
+    assert kept == (2 if phase == "between parts" else 3) and not folder.exists()
+    _refresh(backbone, listed, folder)
+    assert _bytes(folder) == _bytes(tmp_path / "whole/epoch_0002")
 
 
 def test_parts_of_another_network_are_thrown_away(backbone, image_list, tmp_path, monkeypatch):
