@@ -44,6 +44,7 @@ class KMeansConfig(FrozenConfig):
     min_clusters: int = Field(default=2, ge=2, le=MAX_IDS)
     max_clusters: int = Field(default=256, ge=2, le=MAX_IDS)
     iterations: int = Field(default=20, gt=0)
+    fit_every: int = Field(default=1, ge=1)  # centres are fitted on every n-th point
     start: Literal["random", "kmeans++"] = "random"  # points drawn alike, or far from each other
     backend: Literal["torch", "faiss"] = "torch"
 

@@ -105,6 +105,8 @@ SETTINGS = (
         "K of masks {}",
         _makes_masks,
     ),
+    _Setting(("method.masks.iterations",), (20,), "iterations of k-means {}", _makes_masks),
+    _Setting(("method.masks.fit_every",), (1,), "every n-th point fitted, n = {}", _makes_masks),
     _Setting(("method.masks.refine",), ("none",), "refinement {}", _makes_masks),
     _Setting(("method.masks.metric",), ("cosine",), "distance of masks {}", _makes_masks),
     _Setting(("method.refresh_masks_at",), ("start",), "new masks at the {} of an epoch", _renews),

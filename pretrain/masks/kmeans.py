@@ -23,6 +23,7 @@ Backend = Literal["torch", "faiss"]
 
 MIN_NORM = 1e-6  # a zero row stays zero: cosine 0 with every centre
 SPLIT = 1 / 1024  # how far apart the two halves of a split cluster start
+LEAST_FITTED = 32  # points for each cluster, on average, where not all points are fitted
 GAP_STEPS = 1 << 40  # k-means++ adds its weights as integers, which no order of addition changes
 
 
@@ -38,11 +39,12 @@ class KMeans:
     metric: Metric = "cosine"  # clusters the points' directions, and centres have unit length
     start: Start = "random"  # centres start on points drawn alike, or far apart (k-means++)
     backend: Backend = "torch"
+    fit_every: int = 1  # centres are fitted on every n-th point; all points are labelled
 
     @classmethod
     def build(cls, cfg: KMeansConfig) -> Self:
         """Read a config's keys."""
-        return cls(cfg.iterations, cfg.metric, cfg.start, cfg.backend)
+        return cls(cfg.iterations, cfg.metric, cfg.start, cfg.backend, cfg.fit_every)
 
 
 DEFAULT = KMeans()
@@ -80,9 +82,10 @@ def kmeans(
     if rule.metric == "cosine":
         points_ND = F.normalize(points_ND, dim=1, eps=MIN_NORM)
     num_clusters = min(num_clusters, len(points_ND))
-    start_K = STARTS[rule.start](points_ND, num_clusters, generator, rule.metric)
+    fitted_ND = _thinned(points_ND, rule.fit_every, num_clusters)
+    start_K = STARTS[rule.start](fitted_ND, num_clusters, generator, rule.metric)
     iterate = faiss_centers if rule.backend == "faiss" else lloyd
-    centers_KD = iterate(points_ND, points_ND[start_K], rule.iterations, rule.metric)
+    centers_KD = iterate(fitted_ND, fitted_ND[start_K], rule.iterations, rule.metric)
     labels_N = nearest(points_ND, centers_KD, rule.metric)
     sizes_K = torch.bincount(labels_N, minlength=len(centers_KD))
     return Clustering(centers_KD, labels_N, int((sizes_K == 0).sum()))
@@ -103,6 +106,12 @@ def lloyd(points_ND: Tensor, centers_KD: Tensor, iterations: int, metric: Metric
         centers_KD = _centroids(points_ND, labels_N, centers_KD, metric)
         before_N = labels_N
     return centers_KD
+
+
+def _thinned(points_ND: Tensor, every: int, num_clusters: int) -> Tensor:
+    """Every n-th point, from the middle of the first n; more of them where clusters need more."""
+    every = max(1, min(every, len(points_ND) // (LEAST_FITTED * num_clusters)))
+    return points_ND if every == 1 else points_ND[every // 2 :: every].contiguous()
 
 
 def _random_start(

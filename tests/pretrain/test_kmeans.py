@@ -205,6 +205,24 @@ def test_a_start_far_apart_meets_every_blob_where_a_random_one_misses_some():
     assert met["kmeans++"] == [12] * 5 and max(met["random"]) < 12
 
 
+def test_centres_of_every_third_point_label_all_points(backend):
+    points = F.normalize(torch.randn(1000, 4, generator=_generator(2)), dim=1)
+    made = kmeans(points, 5, _generator(1), KMeans(7, backend=backend, fit_every=3))
+    fitted = kmeans(points[1::3], 5, _generator(1), KMeans(7, backend=backend))
+    assert torch.equal(made.centers_KD, fitted.centers_KD)
+    assert torch.equal(made.labels_N, (points @ made.centers_KD.T).argmax(1))
+
+
+def test_many_clusters_are_fitted_on_more_points_than_asked_for():
+    """A thousand points leave 32 for each of ten clusters at every third, not at every eighth."""
+    points = torch.randn(1000, 4, generator=_generator(2))
+    made = {n: kmeans(points, 10, _generator(1), KMeans(fit_every=n)) for n in (1, 3, 8)}
+    assert torch.equal(made[3].centers_KD, made[8].centers_KD)
+    assert not torch.equal(made[1].centers_KD, made[3].centers_KD)
+    few = kmeans(points, 256, _generator(1), KMeans(fit_every=8))
+    assert torch.equal(few.labels_N, kmeans(points, 256, _generator(1)).labels_N)
+
+
 def test_a_missing_backend_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(BackendError, match="pip install faiss-cpu"):
