@@ -83,6 +83,12 @@ def footnotes(stage: Any) -> tuple[str, ...]:
     return tuple(stage.footnotes()) if hasattr(stage, "footnotes") else ()
 
 
+def caption(stage: Any, picture: str) -> str:
+    """What the stage's ``picture.png`` shows; its name where the stage does not say."""
+    said: Mapping[str, str] = getattr(stage, "captions", {})
+    return said.get(picture, picture.replace("_", " "))
+
+
 def content_ids(stage: Stage, data: DataRoots) -> dict[str, str]:
     """Content id of each data set read; a path counts by what lies there, not by its name."""
     from sslbench.datasets import content_id, is_data_spec
