@@ -22,7 +22,14 @@ from sslbench import dist
 from sslbench.config import departures
 from sslbench.datasets import DataRoots
 from sslbench.device import prepare_device
-from sslbench.files import atomic_path, file_sha256, read_json, sweep_scratch, write_json
+from sslbench.files import (
+    atomic_path,
+    disk_errors_named,
+    file_sha256,
+    read_json,
+    sweep_scratch,
+    write_json,
+)
 from sslbench.lock import hold_lock
 
 __all__ = ["Stage", "StageContext", "StageError", "atomic_path", "file_sha256", "write_json"]
@@ -184,7 +191,13 @@ def run_stage(stage: Stage, ctx: StageContext, record: Mapping[str, Any]) -> dic
 
     Raises:
         StageError: the folder belongs to another stage or config.
+        FileError: the disk is full, or the folder must not be written to.
     """
+    with disk_errors_named(ctx.dir):
+        return _run_in(stage, ctx, record)
+
+
+def _run_in(stage: Stage, ctx: StageContext, record: Mapping[str, Any]) -> dict[str, str]:
     if not getattr(stage, "parallel", False):
         dist.refuse_several_processes()
     with dist.process_group(ctx.device) as device:

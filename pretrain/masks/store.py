@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sslbench.files import atomic_path, read_json, write_json
+from sslbench.files import atomic_path, read_json, write_array, write_json
 
 FORMAT, VERSION = "sslbench.masks", 1
 REMAKE = "Copy it anew, or delete the run folder and start again"
@@ -77,7 +77,7 @@ def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[st
                 labels = np.ascontiguousarray(entry.labels_hw, np.uint8).tobytes()
                 digest.update(labels)
                 offset += file.write(labels)
-        np.save(scratch / "index.npy", np.array(rows, INDEX))
+        write_array(scratch / "index.npy", np.array(rows, INDEX))
         digest.update((scratch / "index.npy").read_bytes())
         head = {"format": FORMAT, "version": VERSION, "num_images": len(rows), "bytes": offset}
         last = {"sha256": digest.hexdigest(), "complete": True}
