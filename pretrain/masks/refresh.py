@@ -105,12 +105,15 @@ def weights_id(module: nn.Module) -> str:
 
 
 def image_groups(num_images: int, settings: Bootstrap) -> list[np.ndarray]:
-    """Cut a permutation of the images, drawn for this epoch, into groups of two and more."""
+    """Cut a permutation of the images, drawn for this epoch, into groups.
+
+    An image that remains alone joins the group before, unless all images are clustered alone.
+    """
     generator = numpy_generator(settings.seed, "mask groups", settings.epoch)
     order = generator.permutation(num_images)
     size = settings.images_per_clustering
     groups = [order[start : start + size] for start in range(0, num_images, size)]
-    if len(groups) > 1 and len(groups[-1]) == 1:
+    if len(groups) > 1 and len(groups[-1]) == 1 < size:
         groups[-2:] = [np.concatenate(groups[-2:])]
     return groups
 

@@ -15,7 +15,7 @@ from pretrain.config import PretrainConfig
 from pretrain.masks import parts, refresh
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.kmeans import KMeans
-from pretrain.masks.refresh import Bootstrap
+from pretrain.masks.refresh import Bootstrap, image_groups
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, write_store
 from pretrain.stage import Pretrain
@@ -170,7 +170,22 @@ def test_periods_of_zero_and_periods_that_do_not_divide_the_epochs_train(
     assert len(rows) == 8 and all(np.isfinite(row["loss"]) for row in rows)
 
 
+def test_groups_of_one_image_are_all_of_one_image_and_train(tiny, image_list, tmp_path):
+    masks_of = tiny.method.masks.model_dump() | {"images_per_clustering": 1}
+    clustering = tiny.method.clustering.model_dump() | {"images_per_group": 1}
+    cfg = changed(tiny, masks=masks_of, clustering=clustering)
+    train(cfg, image_list, tmp_path / "run")
+    store = MaskStore(tmp_path / "run/masks/epoch_0004", images_id(image_list))
+    assert [store.group_of(index) for index in range(10)] == [[index] for index in range(10)]
+
+
 SETTINGS = Bootstrap(("layer2.1",), 2, 6, 3, seed=0, epoch=1, rule=KMeans(3))
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 7])
+def test_only_where_images_are_clustered_together_none_is_left_alone(num_images):
+    alone = dataclasses.replace(SETTINGS, images_per_clustering=1)
+    assert [len(group) for group in image_groups(num_images, alone)] == [1] * num_images
 
 
 @pytest.mark.parametrize("clusters", [(2, 257), (0, 4), (9, 8)])
