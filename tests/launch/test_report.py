@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import errno
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from launch import __main__ as command
 from launch.graph import plan
 from launch.report import write_report
 from launch.report.page import _drawings
@@ -256,6 +258,17 @@ def test_markdown_rows_have_as_many_cells_as_the_head(suite, roots, tmp_path):
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}
     assert r"Ours & \<co\>" in lines[2]
+
+
+def test_a_report_that_finds_no_room_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "app", full)
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    assert left.value.code == 2
+    assert re.fullmatch("error: no room to write .*it continues\n", capsys.readouterr().err)
 
 
 @pytest.mark.slow
