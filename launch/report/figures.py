@@ -16,7 +16,7 @@ INK = "#0a0b0c"  # stands for the page's text colour, whatever its scheme
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444")
 MAX_POINTS = 400
 MAX_PICTURE_SIDE = 1400
-WIDE = 2.5  # width by height from which a picture spans the page
+WIDE = 1100  # pixels from which a picture spans the page: in a column its letters are too small
 
 
 def curves(rows: Sequence[Mapping[str, Any]], title: str, keys: Sequence[str]) -> str:
@@ -103,4 +103,4 @@ def is_wide(path: Path) -> bool:
     from PIL import Image
 
     with Image.open(path) as opened:
-        return opened.width >= WIDE * opened.height
+        return opened.width >= WIDE
