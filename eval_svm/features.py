@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from sslbench.features import CentreCrops, crop_features
-from sslbench.files import atomic_path
+from sslbench.files import atomic_path, write_array
 from sslbench.loading import start_loading
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
@@ -54,8 +54,8 @@ def extract(
 
 
 def _save(path: Path, features: Features) -> None:
-    with atomic_path(path) as scratch, scratch.open("wb") as file:
-        np.save(file, features)
+    with atomic_path(path) as scratch:
+        write_array(scratch, features)
 
 
 def state_digest(state: Mapping[str, Tensor] | nn.Module) -> str:

@@ -20,6 +20,7 @@ from launch.suite import Suite, load_suite, with_checkpoint, with_overrides
 from launch.tables import branches, print_table
 from sslbench.command import INTERRUPTED
 from sslbench.datasets import DataRoots
+from sslbench.files import disk_errors_named
 
 MAX_PLACES = 6  # named of those that lack the same data
 
@@ -203,7 +204,8 @@ def _report(planned: Planned, console: Console) -> None:
 def main() -> None:
     """Turn an error that the user can mend into one line."""
     try:
-        app()
+        with disk_errors_named():
+            app()
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -14,7 +14,7 @@ from sslbench.catalog import resolve
 from sslbench.config import build
 from sslbench.datasets import DataRoots
 from sslbench.device import prepare_device
-from sslbench.files import FileError, file_sha256, read_json, write_json
+from sslbench.files import FileError, disk_errors_named, file_sha256, read_json, write_json
 from sslbench.lock import LockedError, live_owner
 from sslbench.stage import (
     DONE_FILE,
@@ -39,9 +39,10 @@ def prepare(planned: PlannedStage, site: SiteConfig, roots: DataRoots) -> "Stage
         raise LockedError(f"{planned.dir} is being worked on by {busy}; wait for it or stop it")
     path = planned.dir / STAGE_FILE
     attempts = read_json(path).get("attempts", []) if path.exists() else []
-    planned.dir.mkdir(parents=True, exist_ok=True)
     where = {"roots": roots.to_json(), "site": site.model_dump(mode="json")}
-    write_json(path, {**planned.record(), **where, "attempts": attempts})
+    with disk_errors_named(planned.dir):
+        planned.dir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**planned.record(), **where, "attempts": attempts})
     return StageJob(planned.dir)
 
 

@@ -103,6 +103,11 @@ class MaskQuality:
     kind: ClassVar[str] = "mask_quality"
     version: ClassVar[int] = 2  # 2: more measures than the adjusted Rand index; no boxes as truth
     config_type: ClassVar[type] = MaskQualityConfig
+    captions: ClassVar[dict[str, str]] = {
+        "curve": "how well each generation of masks agrees with the annotations; crosses: grids of "
+        "as many segments, gray: what does not change with the epochs",
+        "gallery": "masks of a few images beside what is annotated in them",
+    }
     config: MaskQualityConfig
 
     @property

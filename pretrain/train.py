@@ -3,9 +3,8 @@
 python -m pretrain configs/pretrain/cyborgs.toml --data DATA --out runs/my_run
 """
 
-import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +20,6 @@ from pretrain.config import (
     PretrainConfig,
 )
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
-from pretrain.estimate import estimate
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.kmeans import KMeans
 from pretrain.masks.kmeans_faiss import require_faiss
@@ -29,7 +27,7 @@ from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks, require_source
 from pretrain.masks.store import MaskStore
 from pretrain.memory import out_of_memory_explained, require_equal_parts
-from pretrain.meter import Meter, forget_peak_memory
+from pretrain.meter import Meter
 from pretrain.methods import METHODS
 from pretrain.methods.base import StepOutput
 from pretrain.optimizers import build_optimizer, set_lr
@@ -42,14 +40,13 @@ from pretrain.schedule import (
     needs_calibration,
     plan_epoch,
 )
+from pretrain.start import say_plan, starting_trunk
 from sslbench import dist
 from sslbench.catalog import lookup
-from sslbench.checkpoint import load_backbone
-from sslbench.config import ConfigError
 from sslbench.datasets import DataRoots, ImageList, images_id
 from sslbench.interrupt import StopRequest
 from sslbench.log import Progress, RunLog
-from sslbench.resnet import ResNet, resolve_layer
+from sslbench.resnet import resolve_layer
 
 CALIBRATION_BATCHES = 100
 LOSS, STOP = "loss", "stop"  # names among the values of a step
@@ -205,35 +202,15 @@ class Run:
 
     def say_plan(self) -> None:
         """Say before the first step what the run will do, how long and in how much memory."""
-        cfg, schedule = self.cfg, self.cfg.schedule
-        plans = {e: plan_epoch(cfg.method, e) for e in range(1, schedule.epochs + 1)}
-        refreshed = [e for e, plan in plans.items() if plan.refresh_masks]
-        trained = sum(p.numel() for p in self.method.parameters() if p.requires_grad)
-        drops = f"drops at {_listed(schedule.lr_drops)}"
-        self.log.info(
-            f"{len(self.images)} images; {schedule.epochs} epochs of {self.steps_per_epoch} steps "
-            f"of {cfg.batch_size} in {dist.world_size() * cfg.accumulate} parts, "
-            f"{self.total_steps} steps; {trained / 1e6:.1f} M weights; {self.place.device}"
+        say_plan(
+            self.log,
+            self.cfg,
+            self.method,
+            num_images=len(self.images),
+            steps_per_epoch=self.steps_per_epoch,
+            device=self.place.device,
+            is_new=self.step == 0,
         )
-        self.log.info(
-            f"learning rate {'cosine' if schedule.lr_shape == 'cosine' else drops} after "
-            f"{schedule.lr_warmup_epochs:g} epochs; kept epochs {_listed(schedule.keep_epochs)}"
-        )
-        masks = cfg.method.mask_config
-        if refreshed and masks is not None:
-            warmup = sum(not plan.contrast for plan in plans.values())
-            self.log.info(
-                f"warm-up {warmup} epochs; masks from {masks.source} before epochs "
-                f"{_listed(refreshed)}"
-            )
-        if self.step == 0:
-            with out_of_memory_explained(cfg):
-                throwaway = copy.deepcopy(self.method)
-                needed = estimate(throwaway, cfg, self.steps_per_epoch, self.place.device)
-            self.log.info(str(needed))
-            forget_peak_memory(self.place.device)
-        for remark in self.method.remarks():
-            self.log.info(remark)
 
     def batches(self, epoch: int, masks: MaskStore | None, num_updates: int = 1) -> Iterator[Batch]:
         """The epoch's batches that are not done yet, on the device."""
@@ -374,10 +351,6 @@ def kept_path(folder: Path, epoch: int) -> Path:
     return folder / "checkpoints" / f"epoch_{epoch:04d}.pt"
 
 
-def _listed(numbers: Iterable[float]) -> str:
-    return ", ".join(f"{number:g}" for number in numbers) or "none"
-
-
 def sum_of(terms: dict[str, Tensor]) -> Tensor:
     """The loss: the sum of its terms."""
     return torch.stack(list(terms.values())).sum()
@@ -388,20 +361,3 @@ def _combined(parts: list[dict[str, Tensor]], scale: float) -> dict[str, Tensor]
         name: torch.stack([part[name].detach() for part in parts]).sum() * scale
         for name in parts[0]
     }
-
-
-def starting_trunk(path: Path, cfg: PretrainConfig) -> ResNet:
-    """Read the trunk that a run starts from.
-
-    Raises:
-        CheckpointError: the file holds no trunk that is understood.
-        ConfigError: it holds one of another depth or width.
-    """
-    found = load_backbone(path, cfg.init_branch)
-    if (found.depth, found.width) != (cfg.arch.depth, cfg.arch.width):
-        raise ConfigError(
-            f"init: {path} holds a ResNet-{found.depth} of width {found.width:g}, the config asks "
-            f"for ResNet-{cfg.arch.depth} of width {cfg.arch.width:g}; "
-            f"say arch.depth={found.depth} arch.width={found.width:g}"
-        )
-    return found.build()

@@ -9,11 +9,48 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+SCRATCH = ".tmp"  # ends the name of what is not in place yet
 
 
 class FileError(ValueError):
     """A file that cannot be read or written; the message names it and the way out."""
+
+
+@contextlib.contextmanager
+def disk_errors_named(place: Path | None = None) -> Iterator[None]:
+    """Say what to do about a disk that is full or closed to us, in the block.
+
+    Args:
+        place: what is named where the system names nothing, as on a full disk.
+
+    Raises:
+        FileError: the disk is full or over quota, read-only, or another user's.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise FileError(
+                f"no room to write {place or error.filename or 'on the disk'} ({error.strerror}); "
+                "nothing half-written was kept. Free some space and run the same command again: "
+                "it continues"
+            ) from error
+        if error.errno in NO_ACCESS:
+            of_user = error.filename and not str(error.filename).endswith(SCRATCH)
+            raise FileError(
+                f"no access to {(error.filename if of_user else place) or 'a file'} "
+                f"({error.strerror}): choose another folder, or change its rights"
+            ) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -24,22 +61,16 @@ def atomic_path(final: Path) -> Iterator[Path]:
     kill at any instant leaves either the old or the new one.
 
     Raises:
-        FileError: the disk is full or over quota.
+        FileError: the disk is full or over quota, or must not be written to.
     """
     final = Path(final)
-    scratch = final.with_name(f".{final.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    scratch = final.with_name(f".{final.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}{SCRATCH}")
     try:
-        yield scratch
-        _sync(scratch)
-        os.replace(scratch, final)
-        _sync_folder(final.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise FileError(
-                f"no room to write {final} ({error.strerror}); nothing half-written was kept. "
-                "Free some space and run the same command again: it continues"
-            ) from error
-        raise
+        with disk_errors_named(final):
+            yield scratch
+            _sync(scratch)
+            os.replace(scratch, final)
+            _sync_folder(final.parent)
     finally:
         _discard(scratch)
 
@@ -69,7 +100,8 @@ def _discard(scratch: Path) -> None:
 
         shutil.rmtree(scratch, ignore_errors=True)
     else:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it must not hide why the file was not written
+            scratch.unlink()
 
 
 def sweep_scratch(folder: Path) -> None:
@@ -100,6 +132,19 @@ def write_torch(path: Path, payload: Any) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def write_array(path: Path, array: "NDArray[Any]") -> None:
+    """Write a .npy file. Not atomic: give a scratch path.
+
+    Raises:
+        OSError: the system's own; numpy's for a file on disk does not say that there is no room.
+    """
+    import numpy as np
+
+    with path.open("wb") as file:
+        plain: Any = SimpleNamespace(write=file.write)  # else numpy writes past Python
+        np.save(plain, array)
 
 
 def _interned(value: Any) -> Any:

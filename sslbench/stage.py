@@ -22,7 +22,14 @@ from sslbench import dist
 from sslbench.config import departures
 from sslbench.datasets import DataRoots
 from sslbench.device import prepare_device
-from sslbench.files import atomic_path, file_sha256, read_json, sweep_scratch, write_json
+from sslbench.files import (
+    atomic_path,
+    disk_errors_named,
+    file_sha256,
+    read_json,
+    sweep_scratch,
+    write_json,
+)
 from sslbench.lock import hold_lock
 
 __all__ = ["Stage", "StageContext", "StageError", "atomic_path", "file_sha256", "write_json"]
@@ -81,6 +88,12 @@ def resolved(stage: Any) -> Any:
 def footnotes(stage: Any) -> tuple[str, ...]:
     """What must stand beside every number that builds on the stage; most have nothing to say."""
     return tuple(stage.footnotes()) if hasattr(stage, "footnotes") else ()
+
+
+def caption(stage: Any, picture: str) -> str:
+    """What the stage's ``picture.png`` shows; its name where the stage does not say."""
+    said: Mapping[str, str] = getattr(stage, "captions", {})
+    return said.get(picture, picture.replace("_", " "))
 
 
 def content_ids(stage: Stage, data: DataRoots) -> dict[str, str]:
@@ -178,7 +191,13 @@ def run_stage(stage: Stage, ctx: StageContext, record: Mapping[str, Any]) -> dic
 
     Raises:
         StageError: the folder belongs to another stage or config.
+        FileError: the disk is full, or the folder must not be written to.
     """
+    with disk_errors_named(ctx.dir):
+        return _run_in(stage, ctx, record)
+
+
+def _run_in(stage: Stage, ctx: StageContext, record: Mapping[str, Any]) -> dict[str, str]:
     if not getattr(stage, "parallel", False):
         dist.refuse_several_processes()
     with dist.process_group(ctx.device) as device:

@@ -7,12 +7,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 INK = "#0a0b0c"  # stands for the page's text colour, whatever its scheme
 COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444")
 MAX_POINTS = 400
 MAX_PICTURE_SIDE = 1400
+WIDE = 1100  # pixels from which a picture spans the page: in a column its letters are too small
 
 
 def curves(rows: Sequence[Mapping[str, Any]], title: str, keys: Sequence[str]) -> str:
@@ -80,6 +84,23 @@ def picture(path: Path) -> str:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE))
+    # A drawing of lines is smaller as PNG, and sharp.
+    kind, data = min(
+        (("jpeg", _encoded(image, "JPEG", quality=85)), ("png", _encoded(image, "PNG"))),
+        key=lambda made: len(made[1]),
+    )
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+
+def _encoded(image: "Image", kind: str, **settings: int) -> bytes:
     data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+    image.save(data, kind, **settings)
+    return data.getvalue()
+
+
+def is_wide(path: Path) -> bool:
+    """Tell whether a picture asks for the whole width of the page."""
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        return opened.width >= WIDE

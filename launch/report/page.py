@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from launch.graph import PlannedStage
-from launch.report.figures import curves, picture
+from launch.report.figures import curves, is_wide, picture
 from launch.report.provenance import provenance
 from launch.report.table import Table
 from launch.state import METRICS_FILE
 from launch.suite import Suite
 from sslbench.log import read_metrics
+from sslbench.stage import caption
 
 TEMPLATE = "page.html.j2"
 MAX_PICTURES = 24
@@ -37,6 +38,7 @@ class Picture:
     caption: str
     stage: str
     data_url: str
+    is_wide: bool  # too wide to be read in one of several columns
 
 
 def render(suite: Suite, table: Table, stages: Sequence[PlannedStage]) -> str:
@@ -132,9 +134,10 @@ def _pictures(stages: Sequence[PlannedStage]) -> list[Picture]:
     found = [(stage, path) for stage in stages for path in sorted(stage.dir.glob("*.png"))]
     return [
         Picture(
-            caption=f"{_rows(stage)}: {stage.stage.label}, {path.stem.replace('_', ' ')}",
+            caption=f"{_rows(stage)}: {stage.stage.label}, {caption(stage.stage, path.stem)}",
             stage=stage.name,
             data_url=picture(path),
+            is_wide=is_wide(path),
         )
         for stage, path in found[:MAX_PICTURES]
     ]

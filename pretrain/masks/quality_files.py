@@ -150,6 +150,7 @@ def draw_curve(path: Path, quality: Quality) -> None:
         axis.set_title(f"{title} (%)", fontsize=9)
         axis.set_xlabel("epoch before which masks were made", fontsize=8)
         axis.tick_params(labelsize=8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
     figure.legend(*axes[0].get_legend_handles_labels(), **LEGEND)
     figure.suptitle(f"masks against {quality.spec}, {len(quality.names)} images", fontsize=9)

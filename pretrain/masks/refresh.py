@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pretrain.config import MAX_IDS
 from pretrain.masks.cells import cell_colours
 from pretrain.masks.crf import refine
 from pretrain.masks.features import CellFeatures
@@ -45,6 +46,14 @@ class Bootstrap:
     rule: KMeans = field(default_factory=KMeans)
     refine: Literal["none", "crf"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the network
+
+    def __post_init__(self) -> None:
+        """Refuse a K that no stored label can tell."""
+        if not 1 <= self.min_clusters <= self.max_clusters <= MAX_IDS:
+            raise ValueError(
+                f"min_clusters {self.min_clusters} and max_clusters {self.max_clusters}: give a "
+                f"range within 1..{MAX_IDS}, for a stored label is one byte"
+            )
 
 
 def refresh(
@@ -96,12 +105,15 @@ def weights_id(module: nn.Module) -> str:
 
 
 def image_groups(num_images: int, settings: Bootstrap) -> list[np.ndarray]:
-    """Cut a permutation of the images, drawn for this epoch, into groups of two and more."""
+    """Cut a permutation of the images, drawn for this epoch, into groups.
+
+    An image that remains alone joins the group before, unless all images are clustered alone.
+    """
     generator = numpy_generator(settings.seed, "mask groups", settings.epoch)
     order = generator.permutation(num_images)
     size = settings.images_per_clustering
     groups = [order[start : start + size] for start in range(0, num_images, size)]
-    if len(groups) > 1 and len(groups[-1]) == 1:
+    if len(groups) > 1 and len(groups[-1]) == 1 < size:
         groups[-2:] = [np.concatenate(groups[-2:])]
     return groups
 

@@ -7,16 +7,18 @@
 The folder appears under its name only when it is complete.
 """
 
+import contextlib
+import errno
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sslbench.files import atomic_path, read_json, write_json
+from sslbench.files import atomic_path, read_json, write_array, write_json
 
 FORMAT, VERSION = "sslbench.masks", 1
 REMAKE = "Copy it anew, or delete the run folder and start again"
@@ -65,23 +67,38 @@ def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[st
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     rows, offset, digest = [], 0, hashlib.sha256()
-    with atomic_path(folder) as scratch:
+    with _alone(folder), atomic_path(folder) as scratch:
         scratch.mkdir()
         with (scratch / "labels.bin").open("wb") as file:
             for entry in entries:
                 h, w = entry.labels_hw.shape
+                if entry.labels_hw.dtype != np.uint8:
+                    raise AssertionError(f"labels are {entry.labels_hw.dtype}: they would wrap")
                 if (h, w) != stored_size(entry.height, entry.width):
                     raise AssertionError(f"a {h}x{w} map for a {entry.height}x{entry.width} image")
                 size = (entry.height, entry.width)
                 rows.append((offset, h, w, *size, entry.clusters, entry.group))
-                labels = np.ascontiguousarray(entry.labels_hw, np.uint8).tobytes()
+                labels = entry.labels_hw.tobytes()
                 digest.update(labels)
                 offset += file.write(labels)
-        np.save(scratch / "index.npy", np.array(rows, INDEX))
+        write_array(scratch / "index.npy", np.array(rows, INDEX))
         digest.update((scratch / "index.npy").read_bytes())
         head = {"format": FORMAT, "version": VERSION, "num_images": len(rows), "bytes": offset}
         last = {"sha256": digest.hexdigest(), "complete": True}
         write_json(scratch / "manifest.json", {**head, **manifest, **last})
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise MaskError(
+            f"another process made {folder} meanwhile; run the same command again: masks that "
+            "fit are used as they are"
+        ) from error
 
 
 def content_hash(folder: Path) -> str:
@@ -189,6 +206,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         MaskError: it is no mask store, of another version, or not complete.
     """
     _require_finished(folder)
+    if not folder.exists():
+        raise MaskError(
+            f"there are no masks at {folder}. Give a store, as RUN/masks/epoch_0006; where a run "
+            "needs it to continue, bring it back or start a new run folder"
+        )
     path = folder / "manifest.json"
     if not path.exists():
         raise MaskError(

@@ -106,7 +106,7 @@ def test_the_report_page_needs_nothing_but_itself(demo):
     page = (demo.runs / "reports" / "demo" / "index.html").read_text()
     assert OURS in page
     assert "not comparable with published numbers" in page
-    assert page.count("data:image/") >= 3  # detections, instance masks, mask gallery
+    assert page.count("data:image/") >= 4  # detections, instance masks, mask curve and gallery
     addresses = re.findall(r"""(?:src|href)=["']([^"']*)|url\(([^)]*)\)|@import""", page)
     assert addresses
     outside = [a or b for a, b in addresses if not (a or b).strip("'\"").startswith(("data:", "#"))]

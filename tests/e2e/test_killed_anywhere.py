@@ -64,7 +64,7 @@ def test_a_run_killed_everywhere_gives_the_same_table(scenes, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
     assert numbers(killed) == numbers(undisturbed)
-    assert len(numbers(killed)) == 18  # 8 numbers of either row, and 2 of the masks
+    assert len(numbers(killed)) == 19  # 8 numbers of either row, and 3 of the masks
     assert checkpoint_hashes(killed) == checkpoint_hashes(undisturbed)
     assert killed.table() == undisturbed.table()
 

@@ -120,6 +120,7 @@ class Engine:
 class FakeDetection:
     kind: ClassVar[str] = "transfer"
     version: ClassVar[int] = 1
+    captions: ClassVar[dict[str, str]] = {"curve": "AP over <epochs>"}
     config_type: ClassVar[type] = FakeTaskConfig
     config: FakeTaskConfig
 

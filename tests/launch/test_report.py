@@ -1,6 +1,8 @@
 """Reports: every number in its place, every gap explained, every name escaped."""
 
+import base64
 import csv
+import errno
 import io
 import json
 import re
@@ -9,9 +11,10 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 
+from launch import __main__ as command
 from launch.graph import plan
 from launch.report import write_report
 from launch.report.page import _drawings
@@ -153,7 +156,7 @@ class Collector(HTMLParser):
 def test_the_page_is_whole_offline_and_escaped(suite, roots, tmp_path):
     stages = run(suite, roots, tmp_path)
     detection = next(s for s in stages if s.answers)
-    Image.new("RGB", (3000, 200)).save(detection.dir / "detections.png")
+    Image.effect_noise((3000, 200), 60).save(detection.dir / "detections.png")
     page = write_report(suite, stages, tmp_path, Console(quiet=True)).read_text()
     collector = Collector()
     collector.feed(page)
@@ -164,6 +167,32 @@ def test_the_page_is_whole_offline_and_escaped(suite, roots, tmp_path):
     assert OURS in collector.text
     assert "loss" in collector.text  # the curve's title: text, not paths
     assert len(page) < 200_000
+
+
+def pictures_of(suite, roots, tmp_path, **images):
+    """Figures of the page of a run whose detection stage left ``images``."""
+    stages = run(suite, roots, tmp_path)
+    detection = next(s for s in stages if s.answers)
+    for name, image in images.items():
+        image.save(detection.dir / f"{name}.png")
+    page = write_report(suite, stages, tmp_path, Console(quiet=True)).read_text()
+    return re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+
+
+def test_a_picture_says_what_its_stage_says_of_it_or_its_name(suite, roots, tmp_path):
+    square = Image.new("RGB", (50, 50))
+    curve, other = pictures_of(suite, roots, tmp_path, curve=square, some_boxes=square)
+    assert "<figcaption>Ours &amp; &lt;co&gt;: voc_det, AP over &lt;epochs&gt;</fig" in curve
+    assert "<figcaption>Ours &amp; &lt;co&gt;: voc_det, some boxes</fig" in other
+
+
+def test_wide_drawings_span_the_page_as_sharp_as_they_were_made(suite, roots, tmp_path):
+    square, wide = Image.new("RGB", (400, 400)), Image.new("RGB", (1276, 341), "white")
+    ImageDraw.Draw(wide).line((0, 0, 1276, 341))
+    drawn, other = pictures_of(suite, roots, tmp_path, curve=wide, square=square)
+    assert 'class="card wide"' in drawn and 'class="card"' in other
+    shown = re.search(r'src="data:image/png;base64,([^"]+)"', drawn)[1]
+    assert Image.open(io.BytesIO(base64.b64decode(shown))).tobytes() == wide.tobytes()
 
 
 def test_every_number_links_to_a_provenance_that_exists(suite, roots, tmp_path):
@@ -229,6 +258,17 @@ def test_markdown_rows_have_as_many_cells_as_the_head(suite, roots, tmp_path):
     lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {8}
     assert r"Ours & \<co\>" in lines[2]
+
+
+def test_a_report_that_finds_no_room_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(command, "app", full)
+    with pytest.raises(SystemExit) as left:
+        command.main()
+    assert left.value.code == 2
+    assert re.fullmatch("error: no room to write .*it continues\n", capsys.readouterr().err)
 
 
 @pytest.mark.slow

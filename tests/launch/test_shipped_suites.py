@@ -128,6 +128,24 @@ def test_small_suites_say_that_their_numbers_are_not_for_comparison(name):
     assert "not comparable with published numbers" in banner or "mean nothing" in banner
 
 
+@pytest.mark.parametrize("name", ["demo", "twin"])
+def test_masks_stand_beside_those_of_the_untrained_network(name):
+    (task,) = (task for task in load_suite(name).task if task.stage == "mask_quality")
+    assert task.set == {"random_network": True}
+    assert task.metrics == ("ari_kmeans_*", "ari_random_network", "ari_grid5x5")
+
+
+@pytest.mark.parametrize("more", [[], ["--checkpoint", "mine.pth"]])
+def test_masks_are_measured_of_pretrained_rows_only(more, scenes, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"not read while planning")
+    more = [word.replace("mine.pth", str(tmp_path / "mine.pth")) for word in more]
+    done = python("-m", "launch", "plan", "demo", "--data", scenes, "--runs", tmp_path, *more)
+    assert done.returncode == 0, done.stderr
+    measured = [line for line in done.stdout.splitlines() if "mask_quality/" in line]
+    assert len(measured) == (0 if more else 1)
+    assert all(line.rstrip().endswith("new    CYBORGS (ours)") for line in measured)
+
+
 @pytest.fixture
 def pretrainings(scenes, tmp_path, monkeypatch):
     """Real pretrainings on the scenes' COCO; fake tasks, for the scenes have no VOC2012."""

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,15 @@ def test_a_bug_of_ours_shows_its_traceback(suite, suite_path, roots, tmp_path):
     breaking(suite, "svm.toml", "bug", suite_path)
     _, said = run(plan(suite, roots, tmp_path / "runs"), roots)
     assert "Traceback" in said and "a bug of ours" in said
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(suite, roots):
+    if not Path("/sys").is_dir():
+        pytest.skip("needs /sys, where not even root may make a folder")
+    outcomes, said = run(plan(suite, roots, Path("/sys/runs")), roots)
+    assert endings(outcomes) == ["failed", "skipped"]
+    assert "failed   pretrain/fake" in said and "no access to /sys/runs" in said
+    assert "Traceback" not in said
 
 
 def test_an_interrupted_stage_continues(suite, roots, tmp_path):

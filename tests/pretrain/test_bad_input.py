@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pretrain import start
 from pretrain import train as train_module
 from pretrain.config import PretrainConfig
 from pretrain.data import Batch, ViewSpec, make_loader
@@ -226,7 +227,7 @@ def test_a_gpu_that_is_too_small_is_told_what_to_change(
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     if where == "estimate":
-        monkeypatch.setattr(train_module, "estimate", full)
+        monkeypatch.setattr(start, "estimate", full)
     else:
         monkeypatch.setattr(Run, "say_plan", lambda self: None)
         monkeypatch.setattr(Cyborgs, where, full)

@@ -9,6 +9,7 @@ import torch
 from pretrain.checkpoint import save_untrained
 from pretrain.config import PretrainConfig
 from pretrain.control import untrained_masks
+from pretrain.masks import refresh
 from pretrain.methods.cyborgs import build as build_method
 from pretrain.train import Place, Run
 from sslbench.checkpoint import CheckpointError
@@ -35,6 +36,27 @@ def test_it_equals_the_first_masks_of_a_run_without_warm_up(image_list, tmp_path
         found = untrained_masks(path, image_list, tmp_path / "control", log)
     assert found.manifest == expected.manifest
     assert all(np.array_equal(found.read(i), expected.read(i)) for i in range(len(image_list)))
+
+
+def test_a_killed_control_goes_on_to_the_same_masks(image_list, tmp_path, monkeypatch):
+    path, made = checkpoint_of(tmp_path / "last.pt"), []
+    original = refresh.cluster_group
+
+    def counted(features, pictures, names, group, settings):
+        if made == [0]:
+            made.append("killed")
+            raise KeyboardInterrupt
+        made.append(group)
+        return original(features, pictures, names, group, settings)
+
+    monkeypatch.setattr(refresh, "cluster_group", counted)
+    with RunLog(tmp_path) as log:
+        with pytest.raises(KeyboardInterrupt):
+            untrained_masks(path, image_list, tmp_path / "control", log)
+        found = untrained_masks(path, image_list, tmp_path / "control", log)
+        whole = untrained_masks(path, image_list, tmp_path / "whole", log)
+    assert made == [0, "killed", 1, 2, 0, 1, 2]  # three groups of ten images
+    assert all(np.array_equal(found.read(i), whole.read(i)) for i in range(len(image_list)))
 
 
 def test_a_run_with_fixed_masks_has_one_too(image_list, tmp_path):

@@ -20,7 +20,7 @@ from sslbench.datasets import DataRoots, images
 from sslbench.files import file_sha256
 from sslbench.log import RunLog
 from sslbench.results import read_results
-from sslbench.stage import StageContext, StageError, run_standalone
+from sslbench.stage import StageContext, StageError, caption, run_standalone
 from tests.pretrain.commands import write_toml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,6 +113,7 @@ def test_pretrain_then_mask_quality(tiny, coco, tmp_path):
     assert all(-100 <= row.value <= 100 for row in rows.values() if row.unit == "%")
     for picture in ("gallery", "curve"):
         assert Image.open(out / measured[picture]).size[0] > 200
+        assert caption(stage, Path(measured[picture]).stem) != picture
     kept = json.loads((out / measured["quality"]).read_text())
     assert kept["sources"]["random_network"]["manifest"]["source"] == "kmeans"
 

@@ -1,5 +1,6 @@
 """Stages: skip, resume, refuse, and identity by content."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,13 +9,16 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
+from sslbench.command import errors_in_one_paragraph
 from sslbench.config import FrozenConfig
 from sslbench.datasets import DataRoots
-from sslbench.files import FileError, atomic_path, sweep_scratch, write_json
+from sslbench.files import FileError, atomic_path, sweep_scratch, write_array, write_json
 from sslbench.lock import LockedError, hold_lock
 from sslbench.stage import (
     Stage,
@@ -167,6 +171,75 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path):
     child.join()
     assert child.exitcode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+@dataclass(frozen=True)
+class Refused(Echo):
+    """Meets a disk that refuses it outside of an atomic write, as where a log grows."""
+
+    error: OSError = NO_SPACE
+
+    def run(self, ctx):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (NO_SPACE, r"^no room to write .*/s \(No space left on device\).*it continues$"),
+        (
+            OSError(errno.EROFS, "Read-only file system", "/x/log.txt"),
+            r"^no access to /x/log\.txt ",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/.a.1.tmp"), r"^no access to .*/s "),
+    ],
+    ids=["full", "read-only", "scratch of an atomic write"],
+)
+def test_a_disk_that_refuses_a_stage_is_one_sentence_and_the_next_run_finishes_it(
+    error, message, tmp_path
+):
+    with pytest.raises(FileError, match=message):
+        run(Refused(EchoConfig(), error=error), tmp_path / "s")
+    assert status(tmp_path / "s") == "resumable"
+    assert run(Echo(EchoConfig()), tmp_path / "s") == {"text": "out.txt"}
+
+
+def test_an_error_that_is_not_the_disks_is_not_renamed(tmp_path):
+    with pytest.raises(ConnectionResetError):
+        run(Refused(EchoConfig(), error=ConnectionResetError(errno.ECONNRESET, "reset")), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence():
+    beside = Path("/sys/sslbench")  # not even root may
+    if not beside.parent.is_dir():
+        pytest.skip("needs /sys")
+    with pytest.raises(FileError, match=r"^no access to /sys/sslbench .* choose another folder"):
+        run(Echo(EchoConfig()), beside)
+
+
+def test_commands_end_with_the_disks_error_in_one_paragraph():
+    told = pytest.raises(SystemExit, match=r"^error: no room to write .* it continues$")
+    with told, errors_in_one_paragraph():
+        raise NO_SPACE
+
+
+@pytest.mark.parametrize("size", [500, 5000])
+def test_an_array_that_finds_no_room_says_so(size, tmp_path):
+    """numpy writes to a file of its own accord, and loses the system's error."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    array = np.zeros(size, np.int64)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(FileError, match="no room to write"), atomic_path(tmp_path / "a") as to:
+            write_array(to, array)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+    write_array(tmp_path / "a.npy", array)
+    assert (np.load(tmp_path / "a.npy") == array).all()
 
 
 def test_scratch_of_killed_writers_is_swept(tmp_path):
