@@ -64,6 +64,20 @@ class MaskConfig(KMeansConfig):
     images_per_clustering: int = Field(default=16, ge=1)
     refine: Literal["none", "crf"] = "none"  # of clustered labels (paper Table 2b)
 
+    @model_validator(mode="after")
+    def _only_clusters_are_refined(self) -> Self:
+        if self.refine != "none" and self.source != "kmeans":
+            raise ValueError(
+                f"refine={self.refine!r} refines clusters by their prototypes, which "
+                f"source={self.source!r} has not: set refine='none'"
+            )
+        if self.refine != "none" and self.metric != "cosine":
+            raise ValueError(
+                f"refine={self.refine!r} weighs labels by cosine, but metric is "
+                f"{self.metric!r}: set one of them to its default"
+            )
+        return self
+
 
 class ClusteringConfig(KMeansConfig):
     """The clustering-consistency loss (paper Sec. 3.4, Eq. 3 and 4)."""
@@ -176,20 +190,6 @@ class CyborgsConfig(MethodConfig):
     def uniforms_per_view(self) -> int:
         """Random numbers that the draw of a view's masks takes."""
         return self.masks_per_view if self.sampling == "present" else 2 * self.mask_ids
-
-    @model_validator(mode="after")
-    def _only_clusters_are_refined(self) -> Self:
-        if self.masks.refine != "none" and self.masks.source != "kmeans":
-            raise ValueError(
-                f"masks.refine={self.masks.refine!r} refines clusters by their prototypes, which "
-                f"masks.source={self.masks.source!r} has not: set masks.refine='none'"
-            )
-        if self.masks.refine != "none" and self.masks.metric != "cosine":
-            raise ValueError(
-                f"masks.refine={self.masks.refine!r} weighs labels by cosine, but masks.metric is "
-                f"{self.masks.metric!r}: set one of them to its default"
-            )
-        return self
 
     @model_validator(mode="after")
     def _schedule_fits_the_masks(self) -> Self:

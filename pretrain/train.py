@@ -23,7 +23,6 @@ from pretrain.config import (
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.estimate import estimate
 from pretrain.masks.ground_truth import Annotations
-from pretrain.masks.kmeans import KMeans
 from pretrain.masks.kmeans_faiss import require_faiss
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks, require_source
@@ -268,17 +267,8 @@ class Run:
         if needs_calibration(self.cfg.method, epoch):
             with self.stop.now():  # before the first step: nothing to save
                 self.calibrate(masks.layers)
-        settings = Bootstrap(
-            layers=masks.layers,
-            min_clusters=masks.min_clusters,
-            max_clusters=masks.max_clusters,
-            images_per_clustering=masks.images_per_clustering,
-            seed=self.cfg.seed,
-            epoch=epoch,
-            rule=KMeans.build(masks),
-            refine=masks.refine,
-            precision=self.method.precision,
-        )
+        precision = self.method.precision
+        settings = Bootstrap.build(masks, seed=self.cfg.seed, epoch=epoch, precision=precision)
         backbone, workers = self.method.online_backbone, self.place.num_workers
         with self.stop.now():  # it keeps its own parts
             return refresh(
