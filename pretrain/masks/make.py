@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pretrain.config import FIXED_SOURCES, MaskConfig, Precision
+from pretrain.config import FIXED_SOURCES, STORED, MaskConfig, Precision
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.kmeans_faiss import require_faiss
 from pretrain.masks.network import read_network
@@ -41,6 +41,15 @@ class MakeConfig(MaskConfig):
 
     seed: int = Field(default=0, ge=0)
     precision: Precision = "auto"  # of the network; bf16 on a GPU, fp32 on the CPU
+
+    @model_validator(mode="after")
+    def _masks_are_made(self) -> Self:
+        if self.source == STORED:
+            raise ValueError(
+                f"source={STORED!r} reads masks that are there already; to make some give "
+                "kmeans, felzenszwalb or another source"
+            )
+        return self
 
     @property
     def is_fixed(self) -> bool:

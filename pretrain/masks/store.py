@@ -111,7 +111,8 @@ class MaskStore:
         if self.manifest["images_id"] != images_id:
             raise MaskError(
                 f"{folder} holds masks of another image list ({self.manifest['images_id']}, now "
-                f"{images_id}): images were added, removed or changed. Start a new run folder"
+                f"{images_id}): images were added, removed or changed. Start a new run folder, or "
+                "give masks of these images"
             )
         self._index = read_index(folder)
         _require_whole(folder, self.manifest, len(self._index))
