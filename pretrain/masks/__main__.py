@@ -116,13 +116,19 @@ def show(
     images: Annotated[str, typer.Option(help="their images: folder, list, tar or split")],
     out: Annotated[Path, typer.Option(help="gallery.html or gallery.png")],
     data: Data = Path("data"),
-    count: Annotated[int, typer.Option(min=1, help="images, evenly spread")] = 10,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="images, evenly spread (default 10)")
+    ] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="file name of an image to show; give it several times")
+    ] = None,
     crf: Annotated[bool, typer.Option("--crf", help="refined by a dense CRF as well")] = False,
     upsampled: Annotated[
         bool, typer.Option("--upsampled", help="clusters of upsampled features as well")
     ] = False,
     checkpoint: Annotated[
-        list[Path] | None, typer.Option(help="for --crf and --upsampled: one for all, or each")
+        list[Path] | None,
+        typer.Option(help="that made the masks, for --crf and --upsampled: one for all, or each"),
     ] = None,
 ) -> None:
     """Draw masks side by side with their images and, where known, the objects in them."""
@@ -133,12 +139,14 @@ def show(
     with errors_in_one_paragraph():
         if out.suffix not in (".html", ".png"):
             raise ValueError(f"--out {out}: give a name that ends in .html or .png")
+        if name and count:
+            raise ValueError(f"--count {count} beside --name: give one of them")
         wanted = Wanted(crf=crf, upsampled=upsampled, checkpoints=tuple(checkpoint or ()))
         roots = DataRoots(data)
         listed = list_images(images, roots)
         opened = open_stores(stores, listed)
         shown = Shown.load(images, listed, roots)
-        places = shown.places(count)
+        places = shown.places_of(name) if name else shown.places(count or 10)
         out.parent.mkdir(parents=True, exist_ok=True)
         made = pictures(opened, shown, places, wanted)
         if out.suffix == ".png":

@@ -149,6 +149,17 @@ class MaskStore:
         return members
 
 
+def source_of(store: MaskStore) -> str:
+    """What kind of masks they are.
+
+    Raises:
+        MaskError: the manifest does not say.
+    """
+    if "source" not in store.manifest:
+        raise MaskError(f"{store.folder / 'manifest.json'} lacks source. {REMAKE}")
+    return str(store.manifest["source"])
+
+
 def _require_whole(folder: Path, manifest: Mapping[str, Any], num_rows: int) -> None:
     path = folder / "labels.bin"
     actual = path.stat().st_size if path.exists() else 0
