@@ -46,7 +46,7 @@ class FromStage:
 
 @dataclasses.dataclass(frozen=True)
 class FromFile:
-    """An input that the user brought; it counts by its bytes, not by its name."""
+    """A file or folder that the user brought; it counts by its bytes, not by its name."""
 
     path: Path
     sha256: str
@@ -194,9 +194,9 @@ def _plan_source(
         made = builder.add("random", _reseeded(config, seed), {}, serves=cells)
         return {"checkpoint": made.output("checkpoint")}
     config = pretraining(row).config
-    init = getattr(config, "init", "")
-    start = {"init": builder.imported(Path(init).expanduser(), row.method)} if init else {}
-    made = builder.add("pretrain", _reseeded(config, seed), start, serves=cells)
+    brought: Mapping[str, Path] = getattr(config, "inputs", {})
+    given = {name: builder.imported(path, row.method, name) for name, path in brought.items()}
+    made = builder.add("pretrain", _reseeded(config, seed), given, serves=cells)
     return {"checkpoint": made.output("checkpoint"), "masks": made.output("masks")}
 
 
@@ -294,10 +294,13 @@ class _Builder:
             self._contents[needs] = content_ids(stage, self.roots)
         return self._contents[needs]
 
-    def imported(self, path: Path, method: str) -> FromFile:
+    def imported(self, path: Path, method: str, name: str = "checkpoint") -> FromFile:
         if path not in self._imports:
-            if not path.is_file():
-                raise ConfigError(f"row {method!r}: there is no checkpoint file {path}")
+            what, is_there = "checkpoint file", path.is_file()
+            if name == "store":
+                what, is_there = "mask store", path.is_dir()
+            if not is_there:
+                raise ConfigError(f"row {method!r}: there is no {what} {path}")
             self._imports[path] = FromFile(path, file_sha256(path))
         return self._imports[path]
 

@@ -143,7 +143,7 @@ def _input_path(runs: Path, item: dict[str, str]) -> Path:
             raise StageError(f"{parent} is not finished; run it first (launch run does)")
         return artifact_path(parent, item["artifact"])
     path = Path(item["file"])
-    if not path.is_file():
+    if not path.exists():
         raise StageError(f"{path} is gone; it was there when the stage was planned")
     if file_sha256(path) != item["sha256"]:
         raise StageError(f"{path} changed since the stage was planned; run the same command again")

@@ -34,10 +34,9 @@ def main(
     """Pretrain on images; the same command continues an interrupted run."""
     with errors_in_one_paragraph():
         cfg = load(PretrainConfig, config, overrides or ())
-        inputs = {"init": Path(cfg.init)} if cfg.init else {}
         folder, made = run_standalone(
             Pretrain(cfg),
-            inputs=inputs,
+            inputs=cfg.inputs,
             data=DataRoots(data),
             out=out,
             device=device,

@@ -4,6 +4,7 @@ Epochs count from 1. ``method`` is a union told apart by its ``name``; so far it
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -19,8 +20,9 @@ Layers = Annotated[tuple[Layer, ...], Field(min_length=1)]
 FUSED = "fused"  # the map that masks are pooled from, in the place of a layer's name
 
 MAX_IDS = 256  # a stored label is one byte
-# Masks that need no network: made once, never refreshed.
-FIXED_SOURCES = ("crop", "grid", "felzenszwalb", "boxes", "ground_truth")
+# Masks that need no network, or none of this run's: made once, never refreshed.
+STORED = "stored"  # the source that reads masks made before
+FIXED_SOURCES = ("crop", "grid", "felzenszwalb", "boxes", "ground_truth", STORED)
 
 
 class ArchConfig(FrozenConfig):
@@ -60,10 +62,41 @@ class KMeansConfig(FrozenConfig):
 class MaskConfig(KMeansConfig):
     """Where masks come from (paper Sec. 3.3, Algorithm 1)."""
 
-    source: Literal["kmeans", "crop", "grid", "felzenszwalb", "boxes", "ground_truth"] = "kmeans"
+    source: Literal["kmeans", "crop", "grid", "felzenszwalb", "boxes", "ground_truth", "stored"] = (
+        "kmeans"
+    )
+    # The folder of the masks where source = "stored"; counts by its bytes.
+    store: Annotated[str, NotHashed] = ""
     layers: Layers = ("layer2.2",)  # clustered features; the paper's "res2.b2"
     images_per_clustering: int = Field(default=16, ge=1)
     refine: Literal["none", "crf"] = "none"  # of clustered labels (paper Table 2b)
+
+    @model_validator(mode="after")
+    def _a_store_has_its_source(self) -> Self:
+        if self.source == STORED and not self.store:
+            raise ValueError(
+                f"source={STORED!r} needs the folder of the masks: add store, as store='masks/fh'"
+            )
+        if self.store and self.source != STORED:
+            raise ValueError(
+                f"store={self.store!r} is read by source={STORED!r}, not by {self.source!r}: "
+                f"leave it out, or set source={STORED!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_clusters_are_refined(self) -> Self:
+        if self.refine != "none" and self.source != "kmeans":
+            raise ValueError(
+                f"refine={self.refine!r} refines clusters by their prototypes, which "
+                f"source={self.source!r} has not: set refine='none'"
+            )
+        if self.refine != "none" and self.metric != "cosine":
+            raise ValueError(
+                f"refine={self.refine!r} weighs labels by cosine, but metric is "
+                f"{self.metric!r}: set one of them to its default"
+            )
+        return self
 
 
 class ClusteringConfig(KMeansConfig):
@@ -177,20 +210,6 @@ class CyborgsConfig(MethodConfig):
     def uniforms_per_view(self) -> int:
         """Random numbers that the draw of a view's masks takes."""
         return self.masks_per_view if self.sampling == "present" else 2 * self.mask_ids
-
-    @model_validator(mode="after")
-    def _only_clusters_are_refined(self) -> Self:
-        if self.masks.refine != "none" and self.masks.source != "kmeans":
-            raise ValueError(
-                f"masks.refine={self.masks.refine!r} refines clusters by their prototypes, which "
-                f"masks.source={self.masks.source!r} has not: set masks.refine='none'"
-            )
-        if self.masks.refine != "none" and self.masks.metric != "cosine":
-            raise ValueError(
-                f"masks.refine={self.masks.refine!r} weighs labels by cosine, but masks.metric is "
-                f"{self.masks.metric!r}: set one of them to its default"
-            )
-        return self
 
     @model_validator(mode="after")
     def _schedule_fits_the_masks(self) -> Self:
@@ -342,6 +361,13 @@ class PretrainConfig(FrozenConfig):
     def expanded(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
         """Move the milestones where ``schedule.rescale`` asks for it."""
         return rescaled(table)
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """What the user brings beside the images, by the stage's names; it counts by its bytes."""
+        masks = self.method.mask_config
+        brought = {"init": self.init, "store": masks.store if masks is not None else ""}
+        return {name: Path(path).expanduser() for name, path in brought.items() if path}
 
     @model_validator(mode="after")
     def _annotations_can_be_found(self) -> Self:

@@ -62,6 +62,6 @@ def _untrained(checkpoint: Path) -> PretrainConfig:
     config = saved["config"]
     masks = config["method"]["masks"]
     if masks["source"] in FIXED_SOURCES:
-        masks["source"] = "kmeans"
+        masks |= {"source": "kmeans", "store": ""}
     config["method"] |= {"warmup_epochs": 0, "refresh_masks_every": 0}
     return build(PretrainConfig, config | {"init": ""}, str(checkpoint))

@@ -55,7 +55,8 @@ class Pretrain:
         place = Place(ctx.dir, torch.device(ctx.device), ctx.num_workers, ctx.data)
         pictures, probe = images(cfg.images, ctx.data), load_probe(cfg, ctx.data)
         with RunLog(ctx.dir) as log:
-            Run(cfg, pictures, place, log, ctx.inputs.get("init"), probe).train()
+            given = {"init": ctx.inputs.get("init"), "stored": ctx.inputs.get("store")}
+            Run(cfg, pictures, place, log, probe=probe, **given).train()
         made = {"checkpoint": "checkpoints/last.pt"}
         for epoch in cfg.schedule.keep_epochs:
             path = kept_path(ctx.dir, epoch)

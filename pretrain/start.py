@@ -45,12 +45,14 @@ def say_plan(
     steps_per_epoch: int,
     device: torch.device,
     is_new: bool,
+    stored: Path | None,
 ) -> None:
     """Say before the first step what the run will do, how long and in how much memory.
 
     Args:
         method: on the device; the estimate's trial steps are made on a copy.
         is_new: whether no step was made before; a continued run is not estimated again.
+        stored: masks made before, where it uses such.
     """
     schedule = cfg.schedule
     plans = {e: plan_epoch(cfg.method, e) for e in range(1, schedule.epochs + 1)}
@@ -69,9 +71,8 @@ def say_plan(
     masks = cfg.method.mask_config
     if refreshed and masks is not None:
         warmup = sum(not plan.contrast for plan in plans.values())
-        log.info(
-            f"warm-up {warmup} epochs; masks from {masks.source} before epochs {_listed(refreshed)}"
-        )
+        source = stored or masks.source
+        log.info(f"warm-up {warmup} epochs; masks from {source} before epochs {_listed(refreshed)}")
     if is_new:
         with out_of_memory_explained(cfg):
             throwaway = copy.deepcopy(method)

@@ -17,15 +17,16 @@ from pretrain.batchnorm import synchronised
 from pretrain.checkpoint import DivergedError, NotFiniteError
 from pretrain.config import (
     FIXED_SOURCES,
+    STORED,
     PretrainConfig,
 )
 from pretrain.data import Batch, make_loader, steps_per_epoch, to_device
 from pretrain.masks.ground_truth import Annotations
-from pretrain.masks.kmeans import KMeans
 from pretrain.masks.kmeans_faiss import require_faiss
 from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks, require_source
 from pretrain.masks.store import MaskStore
+from pretrain.masks.stored import link, open_whole
 from pretrain.memory import out_of_memory_explained, require_equal_parts
 from pretrain.meter import Meter
 from pretrain.methods import METHODS
@@ -72,6 +73,7 @@ class Run:
         log: the folder's log.
         init: checkpoint whose trunk the run starts from; none: random weights.
         probe: what watches the trunk between epochs.
+        stored: the masks where their source is a store made before.
     """
 
     def __init__(
@@ -82,15 +84,20 @@ class Run:
         log: RunLog,
         init: Path | None = None,
         probe: OnlineProbe | None = None,
+        stored: Path | None = None,
     ) -> None:
         self.cfg, self.images, self.place, self.log = cfg, images, place, log
         self.probe = probe
         require_equal_parts(cfg)
-        if cfg.method.mask_config is not None:
-            require_source(cfg.method.mask_config.source)
+        masks = cfg.method.mask_config
+        if masks is not None:
+            require_source(masks.source)
+        is_stored = masks is not None and masks.source == STORED
+        assert is_stored == (stored is not None), "a store comes with its source"
         if cfg.method.clusters_by_faiss:
             require_faiss()
         self.images_id = images_id(images)
+        self.stored = None if stored is None else open_whole(stored, self.images_id)
         self.steps_per_epoch = steps_per_epoch(len(images), cfg.batch_size)
         self.total_steps = cfg.schedule.epochs * self.steps_per_epoch
         start = None if init is None else starting_trunk(init, cfg)
@@ -210,6 +217,7 @@ class Run:
             steps_per_epoch=self.steps_per_epoch,
             device=self.place.device,
             is_new=self.step == 0,
+            stored=None if self.stored is None else self.stored.folder,
         )
 
     def batches(self, epoch: int, masks: MaskStore | None, num_updates: int = 1) -> Iterator[Batch]:
@@ -234,6 +242,9 @@ class Run:
         if made_in is None:
             return None
         folder = self.place.folder / "masks" / f"epoch_{made_in:04d}"
+        if self.stored is not None:
+            link(folder, self.stored)
+            return self.stored
         masks = self.cfg.method.mask_config
         assert masks is not None, "a method that refreshes masks says which"
         fixed = masks.source in FIXED_SOURCES
@@ -245,17 +256,8 @@ class Run:
         if needs_calibration(self.cfg.method, epoch):
             with self.stop.now():  # before the first step: nothing to save
                 self.calibrate(masks.layers)
-        settings = Bootstrap(
-            layers=masks.layers,
-            min_clusters=masks.min_clusters,
-            max_clusters=masks.max_clusters,
-            images_per_clustering=masks.images_per_clustering,
-            seed=self.cfg.seed,
-            epoch=epoch,
-            rule=KMeans.build(masks),
-            refine=masks.refine,
-            precision=self.method.precision,
-        )
+        precision = self.method.precision
+        settings = Bootstrap.build(masks, seed=self.cfg.seed, epoch=epoch, precision=precision)
         backbone, workers = self.method.online_backbone, self.place.num_workers
         with self.stop.now():  # it keeps its own parts
             return refresh(

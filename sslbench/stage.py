@@ -238,7 +238,9 @@ def _require_same(stage_dir: Path, record: Mapping[str, Any]) -> None:
     if there.get("fingerprint") == record.get("fingerprint"):
         return
     keys = sorted(_differences(there.get("departures", {}), record.get("departures", {})))
-    keys += [k for k in ("version", "upstream", "data") if there.get(k) != record.get(k)]
+    keys += ["version"] if there.get("version") != record.get("version") else []
+    before, now = ({k: t.get(k, {}) for k in ("upstream", "data")} for t in (there, record))
+    keys += sorted(_differences(before, now))
     raise StageError(
         f"{stage_dir} was made by another {there.get('kind')} (fingerprint "
         f"{there.get('fingerprint')}, now {record.get('fingerprint')}); "
@@ -301,7 +303,8 @@ def run_standalone(
     """Run one stage by itself on files the user names; return its folder and artifacts.
 
     Args:
-        inputs: input name -> file; hashed, so another file under the same name is another run.
+        inputs: input name -> file or folder; hashed, so another one under the same name is
+            another run.
         out: the folder; by default ``runs/KIND/LABEL-FINGERPRINT``.
     """
     stage = resolved(stage)

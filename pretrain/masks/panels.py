@@ -1,5 +1,6 @@
 """What is shown of an image side by side: every generation, plain and refined, and its objects."""
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,30 @@ class Shown:
         """Why a column is missing, if one is."""
         return [f"No annotated objects are shown: {self.without}."] if self.without else []
 
+    def places_of(self, names: Sequence[str]) -> list[int]:
+        """Images by their names, or by the file's alone where only one is called so.
+
+        Raises:
+            MaskError: there is none of a name, or several.
+        """
+        return [self._place_of(name) for name in names]
+
+    def _place_of(self, name: str) -> int:
+        known = self.images.names
+        if name in known:
+            return known.index(name)
+        found = [place for place, full in enumerate(known) if full.endswith(f"/{name}")]
+        if len(found) > 1:
+            several = ", ".join(known[place] for place in found[:5])
+            raise MaskError(f"--name {name}: {len(found)} images are called so: {several}")
+        if not found:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+            raise MaskError(
+                f"--name {name}: {self.images.base} has no such image; the nearest names are "
+                f"{', '.join(near)}"
+            )
+        return found[0]
+
     def places(self, count: int) -> list[int]:
         """Some images, evenly spread over those with objects, or over all."""
         known = sorted(self.records) or range(len(self.images))
@@ -105,7 +130,7 @@ class Wanted:
         if self.upsampled and not self.checkpoints:
             raise MaskError(
                 "upsampled features need the network they come from: add --checkpoint, for example "
-                "RUN/checkpoints/last.pt"
+                "RUN/checkpoints/epoch_0005.pt for RUN/masks/epoch_0006"
             )
 
     def notes(self) -> list[str]:
@@ -120,8 +145,12 @@ class Wanted:
         return [crf] * self.crf + [upsampled] * self.upsampled
 
     def features(self, stores: Mapping[str, MaskStore]) -> "dict[str, PictureFeatures]":
-        """The features of each generation's checkpoint, by its title; none without checkpoints."""
-        from pretrain.masks.picture_features import LAYERS, PictureFeatures
+        """The features of each generation's checkpoint, by its title; none without checkpoints.
+
+        Raises:
+            MaskError: a checkpoint is not the one that its masks come from.
+        """
+        from pretrain.masks.picture_features import PictureFeatures
 
         given = self.checkpoints
         if len(given) not in (0, 1, len(stores)):
@@ -130,10 +159,17 @@ class Wanted:
                 "each in the same order"
             )
         paths = given if len(given) == len(stores) else given * len(stores)
-        return {
-            title: PictureFeatures.load(path, store.manifest.get("layers", LAYERS))
+        features = {
+            title: PictureFeatures.load(path, store)
             for path, (title, store) in zip(paths, stores.items(), strict=False)
         }
+        for title, made in features.items():
+            if self.crf and made.metric != "cosine":
+                raise MaskError(
+                    f"--crf weighs labels by the cosine of features, but {title} was clustered by "
+                    f"{made.metric} distance: leave --checkpoint out, and it goes by labels alone"
+                )
+        return features
 
 
 def open_stores(paths: Sequence[Path], images: ImageList) -> dict[str, MaskStore]:

@@ -6,20 +6,32 @@ processes nor on where the work was interrupted.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from pretrain.masks.store import MaskEntry, MaskStore, stored_size, write_store
+from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size, write_store
 from sslbench import dist
 from sslbench.files import atomic_path, read_json, write_json
-from sslbench.log import RunLog
+from sslbench.log import Progress
 
 PARTIAL = ".partial"  # ends the name of a folder of parts
+HASHES = {"images_id": "the images' id", "backbone": "the weights' hash"}
 Part = dict[int, MaskEntry]  # index of the image -> its masks
+
+
+class Shows(Protocol):
+    """Shows how far work is: a ``RunLog``, or where there is no run folder ``sslbench.log``."""
+
+    def progress(
+        self, total: int, label: str, initial: int = 0
+    ) -> AbstractContextManager[Progress]:
+        """Show progress for the block."""
 
 
 def make_in_parts(
@@ -28,7 +40,7 @@ def make_in_parts(
     num_parts: int,
     make: Callable[[Sequence[int]], Iterable[Part]],
     label: str,
-    log: RunLog,
+    log: Shows,
 ) -> MaskStore:
     """Make the generation ``folder``, or finish or reuse what an interrupted run left of it.
 
@@ -38,7 +50,7 @@ def make_in_parts(
         make: yields the parts of the given numbers, in their order.
         label: what the progress says is being made.
     """
-    parts_dir = folder.with_name(f"{folder.name}{PARTIAL}")
+    parts_dir = parts_of(folder)
     if not _is_made(folder, manifest):
         if dist.is_main():
             _prepare(parts_dir, manifest, num_parts)
@@ -58,7 +70,7 @@ def make_missing(
     num_parts: int,
     make: Callable[[Sequence[int]], Iterable[Part]],
     label: str,
-    log: RunLog,
+    log: Shows,
 ) -> None:
     """Make and keep those of this process's parts that are not there yet."""
     mine = range(dist.rank(), num_parts, dist.world_size())
@@ -67,6 +79,56 @@ def make_missing(
         for number, part in zip(missing, make(missing), strict=True):
             _save(_part_path(parts_dir, number), part)
             bar.advance()
+
+
+def require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds, whole or in parts, anything but what ``manifest`` decides.
+
+    For folders that a user names: ``make_in_parts`` would throw away what is there.
+
+    Raises:
+        MaskError: it names what differs.
+    """
+    for place in (folder, parts_of(folder)):
+        path = place / "manifest.json"
+        if path.exists():
+            _require_same_manifest(place, read_json(path), _as_json(manifest))
+        elif place.exists() and not _is_left_of_parts(place):
+            raise MaskError(
+                f"{place} is there already and holds no masks (it has no manifest.json). "
+                "Give the name of a new folder"
+            )
+
+
+def _is_left_of_parts(place: Path) -> bool:
+    """Whether a kill may have left it while the manifest was not yet, or no longer, there."""
+    known = re.compile(r"parts\.json|lock\.json|part_\d+\.npz|\..*\.tmp")
+    is_ours = place.suffix == PARTIAL and place.is_dir()
+    return is_ours and all(known.fullmatch(path.name) for path in place.iterdir())
+
+
+def _require_same_manifest(place: Path, there: Any, wanted: Mapping[str, Any]) -> None:
+    known = _flat(there) if isinstance(there, dict) else {}
+    differing = [
+        f"{HASHES.get(key, key)} is {known.get(key, 'not told')} there and {value} here"
+        for key, value in _flat(wanted).items()
+        if known.get(key) != value
+    ]
+    if differing:
+        raise MaskError(
+            f"{place} holds masks that were made otherwise: {'; '.join(differing)}. Give the name "
+            f"of a new folder, or delete {place} to make it anew"
+        )
+
+
+def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the one table that a manifest has, of k-means."""
+    return {**manifest, **manifest.get("rule", {}), "rule": None}
+
+
+def parts_of(folder: Path) -> Path:
+    """Where the parts of an unfinished generation lie."""
+    return folder.with_name(f"{folder.name}{PARTIAL}")
 
 
 def _is_made(folder: Path, manifest: Mapping[str, Any]) -> bool:
@@ -84,7 +146,8 @@ def _prepare(parts_dir: Path, manifest: Mapping[str, Any], num_parts: int) -> No
     """Keep an interrupted run's parts only if they were made under the same manifest."""
     path = parts_dir / "manifest.json"
     wanted = _as_json(manifest)
-    if parts_dir.exists() and not (path.exists() and read_json(path) == wanted):
+    stale = read_json(path) != wanted if path.exists() else any(parts_dir.glob("part_*"))
+    if stale:
         shutil.rmtree(parts_dir)
     parts_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pretrain.masks.agreement import Agreement, Annotated, agreement
 from pretrain.masks.cells import cell_of_pixels, enlarge
 from pretrain.masks.sources import GRID, grid_labels
-from pretrain.masks.store import MaskStore, stored_size
+from pretrain.masks.store import MaskStore, source_of, stored_size
 from pretrain.masks.truth import AnnotatedImages, regions
 from sslbench.datasets import DataError, DataRoots, Record, SegmentMap, content_id
 from sslbench.loading import made_ahead
@@ -154,8 +154,12 @@ def quality_of(
 
 
 def named(stores: Iterable[MaskStore]) -> dict[str, MaskStore]:
-    """Name stores by source and folder, ``kmeans_epoch_0006``; all of a second run in full."""
-    short = [(f"{store.manifest['source']}_{store.folder.name}", store) for store in stores]
+    """Name stores by source and folder, ``kmeans_epoch_0006``; all of a second run in full.
+
+    Raises:
+        MaskError: a manifest has no source.
+    """
+    short = [(f"{source_of(store)}_{store.folder.name}", store) for store in stores]
     first: dict[str, Path] = {}
     for name, store in short:
         first.setdefault(name, store.folder.parent)

@@ -11,22 +11,21 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import MAX_IDS
+from pretrain.config import MAX_IDS, MaskConfig
 from pretrain.masks.cells import cell_colours
 from pretrain.masks.crf import refine
 from pretrain.masks.features import CellFeatures
 from pretrain.masks.kmeans import KMeans, PointsError, kmeans
-from pretrain.masks.parts import Part, make_in_parts
+from pretrain.masks.parts import Part, Shows, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size
 from sslbench.datasets import ImageList, decode_rgb
 from sslbench.loading import made_ahead
-from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 from sslbench.rng import numpy_generator, torch_generator
 
@@ -42,7 +41,7 @@ class Bootstrap:
     max_clusters: int
     images_per_clustering: int
     seed: int
-    epoch: int
+    epoch: int  # before which the masks are made; 0: outside a pretraining
     rule: KMeans = field(default_factory=KMeans)
     refine: Literal["none", "crf"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"  # of the network
@@ -55,6 +54,23 @@ class Bootstrap:
                 f"range within 1..{MAX_IDS}, for a stored label is one byte"
             )
 
+    @classmethod
+    def build(
+        cls, masks: MaskConfig, *, seed: int, epoch: int, precision: Literal["fp32", "bf16"]
+    ) -> Self:
+        """Read a config's keys."""
+        return cls(
+            layers=masks.layers,
+            min_clusters=masks.min_clusters,
+            max_clusters=masks.max_clusters,
+            images_per_clustering=masks.images_per_clustering,
+            seed=seed,
+            epoch=epoch,
+            rule=KMeans.build(masks),
+            refine=masks.refine,
+            precision=precision,
+        )
+
 
 def refresh(
     backbone: ResNet,
@@ -62,7 +78,7 @@ def refresh(
     images_id: str,
     folder: Path,
     settings: Bootstrap,
-    log: RunLog,
+    log: Shows,
     num_workers: int = 0,
 ) -> MaskStore:
     """Make the mask generation ``folder``, or finish or reuse what an interrupted run left of it.
@@ -72,12 +88,7 @@ def refresh(
         images_id: identity of the image list.
         num_workers: processes that decode images ahead.
     """
-    manifest = {
-        "source": "kmeans",
-        "images_id": images_id,
-        "backbone": weights_id(backbone),
-        **asdict(settings),
-    }
+    manifest = manifest_of(backbone, images_id, settings)
     groups = image_groups(len(images), settings)
     features = CellFeatures(
         backbone, settings.layers, settings.rule.metric, DTYPES[settings.precision]
@@ -91,8 +102,18 @@ def refresh(
             maps = cluster_group(features, decoded, names, number, settings)
             yield dict(zip(own.tolist(), maps, strict=True))
 
-    label = f"masks for epoch {settings.epoch}"
+    label = f"masks for epoch {settings.epoch}" if settings.epoch else "masks (kmeans)"
     return make_in_parts(folder, manifest, len(groups), make, label, log)
+
+
+def manifest_of(backbone: ResNet, images_id: str, settings: Bootstrap) -> dict[str, Any]:
+    """All that decides the masks, as their manifest tells it."""
+    return {
+        "source": "kmeans",
+        "images_id": images_id,
+        "backbone": weights_id(backbone),
+        **asdict(settings),
+    }
 
 
 def weights_id(module: nn.Module) -> str:

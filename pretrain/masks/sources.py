@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pretrain.masks.boxes import box_labels, contrib
 from pretrain.masks.cells import by_area, majority
 from pretrain.masks.ground_truth import Annotations
-from pretrain.masks.parts import Part, make_in_parts
+from pretrain.masks.parts import Part, Shows, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size
 from sslbench.datasets import ImageList, decode_rgb, image_size
 from sslbench.loading import made_ahead
-from sslbench.log import RunLog
 
 GRID = 5  # cells along a side of the image
 BLOCK = 64  # images that are made, and kept, together
@@ -115,7 +115,7 @@ def make_fixed_masks(
     images: ImageList,
     images_id: str,
     folder: Path,
-    log: RunLog,
+    log: Shows,
     *,
     annotations: Annotations | None = None,
     num_workers: int = 0,
@@ -131,14 +131,9 @@ def make_fixed_masks(
     """
     if folder.exists():
         MaskStore(folder, images_id)  # refuses masks of other images
-    manifest = {"source": source, "images_id": images_id}
-    if source == "ground_truth":
-        if annotations is None:
-            raise MaskError("masks.source='ground_truth' was given no annotations")
-        manifest["annotations"] = annotations.content_id()
-        blocks = _Blocks(_GroundTruth(annotations), images)
-    else:
-        blocks = _Blocks(SOURCES[source], images)
+    manifest = manifest_of(source, images_id, annotations)
+    labels = _GroundTruth(annotations) if source == "ground_truth" else SOURCES[source]
+    blocks = _Blocks(labels, images)
     num_workers = num_workers if source in SLOW else 0
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
@@ -146,6 +141,22 @@ def make_fixed_masks(
 
     num_blocks = -(-len(images) // BLOCK)
     return make_in_parts(folder, manifest, num_blocks, make, f"masks ({source})", log)
+
+
+def manifest_of(
+    source: str, images_id: str, annotations: Annotations | None = None
+) -> dict[str, Any]:
+    """All that decides the masks, as their manifest tells it.
+
+    Raises:
+        MaskError: ``ground_truth`` without annotations.
+    """
+    manifest = {"source": source, "images_id": images_id}
+    if source == "ground_truth":
+        if annotations is None:
+            raise MaskError("masks.source='ground_truth' was given no annotations")
+        manifest["annotations"] = annotations.content_id()
+    return manifest
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,8 @@ class MaskStore:
         if self.manifest["images_id"] != images_id:
             raise MaskError(
                 f"{folder} holds masks of another image list ({self.manifest['images_id']}, now "
-                f"{images_id}): images were added, removed or changed. Start a new run folder"
+                f"{images_id}): images were added, removed or changed. Start a new run folder, or "
+                "give masks of these images"
             )
         self._index = read_index(folder)
         _require_whole(folder, self.manifest, len(self._index))
@@ -163,6 +164,17 @@ class MaskStore:
         groups = self._index["group"]
         members: list[int] = np.flatnonzero(groups == groups[index]).tolist()
         return members
+
+
+def source_of(store: MaskStore) -> str:
+    """What kind of masks they are.
+
+    Raises:
+        MaskError: the manifest does not say.
+    """
+    if "source" not in store.manifest:
+        raise MaskError(f"{store.folder / 'manifest.json'} lacks source. {REMAKE}")
+    return str(store.manifest["source"])
 
 
 def _require_whole(folder: Path, manifest: Mapping[str, Any], num_rows: int) -> None:

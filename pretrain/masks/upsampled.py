@@ -8,7 +8,7 @@ channels.
 import numpy as np
 
 from pretrain.masks.cells import enlarge
-from pretrain.masks.kmeans import kmeans
+from pretrain.masks.kmeans import KMeans, kmeans
 from pretrain.masks.picture_features import PictureFeatures
 from sslbench.rng import torch_generator
 
@@ -22,5 +22,6 @@ def upsampled_labels(
     height, width = image_HW3.shape[:2]
     grid = (-(-height // STEP), -(-width // STEP))
     generator = torch_generator(seed, "upsampled", index)
-    made = kmeans(features.upsampled(image_HW3, grid), num_clusters, generator)
+    points_ND = features.upsampled(image_HW3, grid)
+    made = kmeans(points_ND, num_clusters, generator, KMeans(metric=features.metric))
     return enlarge(made.labels_N.reshape(grid).numpy(), height, width)

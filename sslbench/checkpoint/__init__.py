@@ -15,7 +15,7 @@ from torch import Tensor
 from sslbench.checkpoint.errors import CheckpointError
 from sslbench.checkpoint.formats import BRANCHES, Choice, choose, flatten
 from sslbench.checkpoint.reading import read_tensors
-from sslbench.checkpoint.trunk import extract
+from sslbench.checkpoint.trunk import extract, extract_counters
 from sslbench.files import file_sha256
 from sslbench.resnet import ResNet
 
@@ -38,6 +38,7 @@ class Backbone:
     format: str  # code base whose layout the file follows
     prefix: str  # what stood in front of the canonical names
     dropped: tuple[str, ...]  # keys that were recognised and left out
+    counters: Mapping[str, Tensor]  # BatchNorm's numbers of batches, where the file has them
 
     def build(self) -> ResNet:
         """Make the network with these weights, in eval mode."""
@@ -99,6 +100,7 @@ def _backbone(raw: Mapping[str, Any], choice: Choice, branch: str, path: Path) -
         format=choice.format,
         prefix=choice.prefix,
         dropped=choice.dropped,
+        counters=extract_counters(choice.inside, state),
     )
 
 

@@ -28,6 +28,14 @@ def extract(inside: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor]
     return {name: given[name].detach().contiguous() for name in expected}, depth, width
 
 
+def extract_counters(
+    inside: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return what BatchNorm counted: no part of the canonical state, for it changes no output."""
+    names = (f"{n.removesuffix('running_mean')}{COUNTER}" for n in state if "running_mean" in n)
+    return {name: inside[name] for name in names if name in inside and inside[name].ndim == 0}
+
+
 def _architecture(given: Mapping[str, Tensor], where: str) -> tuple[int, float]:
     counts = tuple(_num_blocks(given, layer) for layer in LAYERS)
     bottleneck = any(re.search(r"\.conv3\.", name) for name in given)

@@ -5,9 +5,9 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from sslbench.config import FrozenConfig
+from sslbench.config import FrozenConfig, NotHashed
 from sslbench.results import Result, write_results
 from sslbench.stage import StageContext
 
@@ -18,6 +18,11 @@ class FakePretrainConfig(FrozenConfig):
     seed: int = 0
     departs: tuple[str, ...] = ()
     fail: Literal["", "user", "bug", "interrupt"] = ""
+    store: Annotated[str, NotHashed] = ""
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        return {"store": Path(self.store)} if self.store else {}
 
 
 @dataclass(frozen=True)

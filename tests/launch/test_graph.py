@@ -94,6 +94,23 @@ def test_a_new_file_under_the_same_checkpoint_name_is_a_new_stage(suite, roots, 
     assert mine and not mine & names(after)
 
 
+def test_a_folder_of_masks_counts_by_what_it_holds(suite, roots, tmp_path):
+    store = tmp_path / "masks"
+    store.mkdir()
+    changed, found = with_overrides(suite, [f"store={store}"]), []
+    for content in (b"one", b"two", b"one"):
+        (store / "labels.bin").write_bytes(content)
+        pretraining = plan(changed, roots, tmp_path)[0]
+        assert set(pretraining.upstream) == {"store"}
+        found.append(pretraining.fingerprint)
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_store_that_is_not_there_is_named(suite, roots, tmp_path):
+    with pytest.raises(ConfigError, match=r"there is no mask store .*gone"):
+        plan(with_overrides(suite, [f"store={tmp_path / 'gone'}"]), roots, tmp_path)
+
+
 def test_the_branch_of_a_checkpoint_is_part_of_the_stage(suite, roots, tmp_path):
     file = tmp_path / "model.pth"
     file.write_bytes(b"first")

@@ -191,3 +191,19 @@ def test_this_process_does_not_leave_its_lock_behind(suite, roots, tmp_path):
     stage = plan(suite, roots, tmp_path / "runs")[0]
     run([stage], roots)
     assert not (stage.dir / "lock.json").exists()
+
+
+def test_a_stage_refuses_a_folder_of_masks_that_changed_since_it_was_planned(
+    suite, roots, tmp_path
+):
+    store = tmp_path / "masks"
+    store.mkdir()
+    (store / "labels.bin").write_bytes(b"one")
+    changed = with_overrides(suite, [f"store={store}"])
+    stage = plan(changed, roots, tmp_path / "runs")[0]
+    prepare(stage, SITE, roots)
+    (store / "labels.bin").write_bytes(b"two")
+    with pytest.raises(StageError, match="masks changed since the stage was planned"):
+        StageJob(stage.dir)()
+    (store / "labels.bin").write_bytes(b"one")
+    assert StageJob(stage.dir)()["checkpoint"] == "last.pt"

@@ -41,7 +41,7 @@ def test_the_paper_file_is_the_default():
             "clustering_every 600 lies beyond",
         ),
         ({"method": {"masks": {"source": "grid"}, "warmup_epochs": 5}}, "never changes"),
-        ({"method": {"masks": {"source": "grid", "refine": "crf"}}}, "set masks.refine='none'"),
+        ({"method": {"masks": {"source": "grid", "refine": "crf"}}}, "set refine='none'"),
         (
             {"method": {"masks": {"refine": "crf", "metric": "euclidean"}}},
             "weighs labels by cosine",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -16,14 +18,19 @@ from pretrain.config import RandomInitConfig
 from pretrain.masks.__main__ import app
 from pretrain.masks.cells import enlarge
 from pretrain.masks.colours import BARE
+from pretrain.masks.features import CellFeatures
+from pretrain.masks.kmeans import KMeans, kmeans
 from pretrain.masks.panels import TRUTH, Panel, Shown, Wanted, open_stores, pictures
+from pretrain.masks.picture_features import PictureFeatures
 from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, write_store
+from pretrain.masks.upsampled import upsampled_labels
 from pretrain.stage import RandomInit
 from sslbench.checkpoint import load_backbone
-from sslbench.datasets import DataRoots, ImageList, images, images_id
+from sslbench.datasets import DataRoots, ImageList, decode_rgb, images, images_id
 from sslbench.log import RunLog
+from sslbench.rng import torch_generator
 from sslbench.stage import StageContext
 
 SPEC = "coco2017/val"
@@ -192,12 +199,101 @@ def test_a_checkpoint_brings_features_to_crf_and_upsampled_clusters(
     assert "kmeans epoch_0006 + CRF" in made
 
 
-def test_prototypes_are_the_mean_directions_of_the_whole_group(stores, listed, checkpoint):
-    from pretrain.masks.picture_features import PictureFeatures
-    from sslbench.datasets import decode_rgb
+def test_images_are_shown_by_their_names_in_the_order_given(stores, roots, tmp_path):
+    names = ["000000000004.png", "000000000002.png"]
+    options = [word for name in names for word in ("--name", name)]
+    out = tmp_path / "gallery.html"
+    made = call(stores[0], "--data", roots.root, "--images", SPEC, "--out", out, *options)
+    assert made.exit_code == 0, made.output
+    assert list(dict.fromkeys(re.findall(r"\d{12}\.png", out.read_text()))) == names
 
+
+def test_a_file_name_suffices_where_one_image_has_it(image_dir, tmp_path):
+    for folder in ("a", "b"):
+        (image_dir / folder).mkdir()
+        for name in ("twice.png", f"{folder}.png", "image_00.png"):
+            Image.new("RGB", (16, 16)).save(image_dir / folder / name)
+    shown = Shown(images(image_dir, DataRoots(tmp_path)), {})
+    places = shown.places_of(["b.png", "a/twice.png", "image_00.png"])
+    assert [shown.images.name(p) for p in places] == ["b/b.png", "a/twice.png", "image_00.png"]
+    with pytest.raises(MaskError, match=r"2 images are called so: a/twice\.png, b/twice\.png"):
+        shown.places_of(["twice.png"])
+
+
+def other_weights(folder: Path, seed: int) -> Path:
+    folder.mkdir()
+    config = RandomInitConfig(depth=18, width=0.125, seed=seed)
+    made = RandomInit(config).run(StageContext(folder, {}, DataRoots(folder)))
+    return folder / made["checkpoint"]
+
+
+@pytest.mark.parametrize("option", ["--crf", "--upsampled"])
+def test_a_checkpoint_that_did_not_make_the_masks_is_refused(
+    option, stores, listed, roots, tmp_path
+):
+    other, out = other_weights(tmp_path / "other", seed=10), tmp_path / "g.html"
+    words = ["--data", roots.root, "--images", SPEC, "--out", out, "--checkpoint", other, option]
+    made = call(stores[1], *words)
+    assert made.exit_code == 1 and not out.exists()
+    own = MaskStore(stores[1], images_id(listed)).manifest["backbone"]
+    assert re.search(
+        rf"other weights than the masks in .*epoch_0006 come from: \w{{16}} in its online branch, "
+        rf"not {own}\. Give the run's state after epoch 5 \(schedule\.keep_epochs=\[5\]",
+        made.output,
+    )
+    assert call(stores[0], *words).exit_code == 0  # no network made the grid
+
+
+def test_masks_of_a_target_branch_are_shown_by_it(listed, roots, tmp_path):
+    backbones = {}
+    for branch, seed in (("online", 1), ("target", 2)):
+        path = other_weights(tmp_path / branch, seed)
+        for name, value in torch.load(path, weights_only=True)["model"].items():
+            backbones[name.replace("online", branch)] = value
+    torch.save({"model": backbones}, tmp_path / "both.pt")
+    words = ["make", tmp_path / "m", "--images", SPEC, "--data", roots.root, "max_clusters=3"]
+    words += ["--checkpoint", tmp_path / "both.pt", "--branch", "target"]
+    assert CliRunner().invoke(app, [str(word) for word in words]).exit_code == 0
+    store = MaskStore(tmp_path / "m", images_id(listed))
+    features = PictureFeatures.load(tmp_path / "both.pt", store)
+    expected = PictureFeatures.load(tmp_path / "target/checkpoint.pt", store)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    assert torch.equal(features.of_cells(pixels), expected.of_cells(pixels))
+
+
+def test_upsampled_features_are_clustered_by_the_metric_of_the_masks(listed, checkpoint, tmp_path):
+    network, identity = load_backbone(checkpoint).build(), images_id(listed)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    found = {}
+    for metric in ("cosine", "euclidean"):
+        rule = KMeans(metric=metric)
+        settings = Bootstrap(("layer2.2",), 3, 3, 3, 0, 6, rule)
+        with RunLog(tmp_path) as log:
+            store = refresh(network, listed, identity, tmp_path / metric, settings, log)
+        made_HW = upsampled_labels(PictureFeatures.load(checkpoint, store), pixels, 5, 0, 0)
+        cells = CellFeatures(network, ("layer2.2",), metric, torch.float32)
+        map_1Dhw = cells([torch.from_numpy(pixels)])[0].T.reshape(1, -1, 3, 4)
+        finer = F.interpolate(map_1Dhw, (12, 16), mode="bilinear", align_corners=False)
+        generator = torch_generator(0, "upsampled", 0)
+        labels_N = kmeans(finer[0].flatten(1).T, 5, generator, rule).labels_N
+        assert np.array_equal(made_HW[::2, ::2], labels_N.reshape(12, 16).numpy())
+        found[metric] = made_HW
+    assert not np.array_equal(found["cosine"], found["euclidean"])
+
+
+def test_a_crf_by_features_needs_clusters_by_cosine(listed, roots, checkpoint, tmp_path):
+    settings = Bootstrap(("layer2.2",), 3, 3, 3, 0, 6, KMeans(metric="euclidean"))
+    network = load_backbone(checkpoint).build()
+    with RunLog(tmp_path) as log:
+        refresh(network, listed, images_id(listed), tmp_path / "masks", settings, log)
+    with pytest.raises(MaskError, match="clustered by euclidean distance: leave --checkpoint out"):
+        panels([tmp_path / "masks"], listed, roots, crf=True, checkpoints=(checkpoint,))
+    assert "kmeans masks + CRF" in panels([tmp_path / "masks"], listed, roots, crf=True)
+
+
+def test_prototypes_are_the_mean_directions_of_the_whole_group(stores, listed, checkpoint):
     store = MaskStore(stores[1], images_id(listed))
-    features = PictureFeatures.load(checkpoint, store.manifest["layers"])
+    features = PictureFeatures.load(checkpoint, store)
     made_KD = features.prototypes(store, listed, 0).numpy()
     rows, labels = [], []
     for member in store.group_of(0):
@@ -261,6 +357,8 @@ def test_an_image_that_changed_its_size_is_refused(stores, listed, roots):
         (["--out", "g.html", "--upsampled"], "add --checkpoint"),
         (["--out", "g.html", "--checkpoint", "a", "--checkpoint", "b"], "2 checkpoints for 3"),
         (["--out", "g.html", "--crf", "--checkpoint", "none.pt"], "none.pt"),
+        (["--out", "g.html", "--name", "000000000001.png", "--count", "2"], "--count 2 beside"),
+        (["--out", "g.html", "--name", "3.png"], "nearest names are 000000000003.png, "),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(stores, roots, options, told, tmp_path, monkeypatch):

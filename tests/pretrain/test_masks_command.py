@@ -20,6 +20,7 @@ from sslbench.datasets import DataRoots, ImageList, images, images_id
 from sslbench.log import RunLog
 from sslbench.resnet import ResNet
 from sslbench.rng import seeded
+from tests.pretrain.test_ground_truth import SPEC, write_coco
 
 SETTINGS = Bootstrap(
     ("layer2.2",), 2, 6, images_per_clustering=3, seed=7, epoch=2, rule=KMeans(iterations=2)
@@ -261,6 +262,15 @@ def test_images_that_are_not_there_are_one_line(store, tmp_path):
     made = call("verify", store, "--images", tmp_path / "nowhere")
     assert made.exit_code == 1
     assert "no such folder" in made.output
+
+
+def test_quality_of_a_manifest_without_a_source_is_one_line(tmp_path):
+    roots = write_coco(tmp_path / "coco")
+    store = make_grid(images(SPEC, roots), tmp_path / "run/masks/epoch_0001")
+    change_manifest(store, source=None)
+    made = call("quality", store, "--data", roots.root, "--spec", SPEC)
+    assert made.exit_code == 1 and isinstance(made.exception, SystemExit)
+    assert f"{store / 'manifest.json'} lacks source. Copy it anew" in made.output
 
 
 def test_quality_of_images_without_annotations_is_one_line(store, tmp_path):
