@@ -108,11 +108,14 @@ def refresh(
 
 def manifest_of(backbone: ResNet, images_id: str, settings: Bootstrap) -> dict[str, Any]:
     """All that decides the masks, as their manifest tells it."""
+    decided = asdict(settings)
+    if settings.rule.fit_every == 1:
+        del decided["rule"]["fit_every"]  # so that masks from before there was the key stay valid
     return {
         "source": "kmeans",
         "images_id": images_id,
         "backbone": weights_id(backbone),
-        **asdict(settings),
+        **decided,
     }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pretrain.masks import parts as parts_module
 from pretrain.masks import refresh as refresh_module
 from pretrain.masks.kmeans import KMeans
-from pretrain.masks.refresh import Bootstrap, image_groups, num_clusters, refresh
+from pretrain.masks.refresh import Bootstrap, image_groups, manifest_of, num_clusters, refresh
 from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
 from sslbench.datasets import DataError, DataRoots, decode_rgb, images, images_id
@@ -269,3 +269,10 @@ def test_refined_labels_are_another_generation_of_the_same_clusters(backbone, tm
     assert any(not np.array_equal(a, b) for a, b in zip(plain, refined, strict=True))
     again = _refresh(backbone, alike, folder)
     assert all(np.array_equal(again.read(i), plain[i]) for i in range(3))
+
+
+def test_masks_of_every_point_are_told_as_before_there_was_a_choice(backbone):
+    rule = manifest_of(backbone, "images", SETTINGS)["rule"]
+    assert rule == {"iterations": 4, "metric": "cosine", "start": "random", "backend": "torch"}
+    fewer = dataclasses.replace(SETTINGS, rule=KMeans(iterations=4, fit_every=4))
+    assert manifest_of(backbone, "images", fewer)["rule"] == {**rule, "fit_every": 4}
