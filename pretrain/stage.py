@@ -18,7 +18,8 @@ class Pretrain:
     """images -> checkpoint (``last.pt``), kept epochs, all masks and the newest as ``masks``."""
 
     kind: ClassVar[str] = "pretrain"
-    version: ClassVar[int] = 3  # 2: bfloat16 on a GPU; 3: masks from a folded trunk
+    # 2: bfloat16 on a GPU; 3: masks from a folded trunk; 4: for any number of threads, grids by cell
+    version: ClassVar[int] = 4
     parallel: ClassVar[bool] = True  # runs in as many processes as torchrun or srun starts
     config_type: ClassVar[type] = PretrainConfig
     config: PretrainConfig

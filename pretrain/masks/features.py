@@ -9,6 +9,7 @@ Shape letters: H x W pixels, h x w cells, D channels, N = h * w cells of an imag
 import copy
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from pretrain.masks.store import stored_size
 from pretrain.photometry import normalise
 from sslbench.resnet import ResNet, resolve_layer
 
-MOST_PIXELS = 16 * 640 * 480  # of a batch on a GPU; on a CPU images go one by one, which is faster
+MOST_PIXELS = 16 * 640 * 480  # of a batch on a GPU
 
 
 def folded(backbone: ResNet) -> ResNet:
@@ -56,13 +57,26 @@ class CellFeatures:
         self.device = self.trunk.conv1.weight.device
         self.layers = [resolve_layer(layer, backbone.depth) for layer in layers]
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Features of each image, (N, D).
+        """Features of each image, (N, D); on a CPU the same for any number of threads.
 
         Args:
             images: uint8 (H, W, 3), RGB.
         """
+        return self._one_by_one(images) if self.device.type == "cpu" else self._in_batches(images)
+
+    def _one_by_one(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """A thread for each image: several for one convolution would round in their own way."""
+        threads = torch.get_num_threads()
+        alone = {"initializer": torch.set_num_threads, "initargs": (1,)}
+        try:
+            with ThreadPoolExecutor(min(threads, len(images)), **alone) as pool:
+                return list(pool.map(lambda image: self._batch(image[None])[0], images))
+        finally:
+            torch.set_num_threads(threads)  # MKL has one number for all
+
+    def _in_batches(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Images of one size together."""
         found: dict[int, Tensor] = {}
         for batch in self._batches([tuple(image.shape[:2]) for image in images]):
             pixels_BHW3 = torch.stack([images[place] for place in batch]).to(self.device)
@@ -76,10 +90,11 @@ class CellFeatures:
             alike.setdefault(size, []).append(place)
         batches = []
         for (height, width), places in alike.items():
-            most = max(1, MOST_PIXELS // (height * width)) if self.device.type == "cuda" else 1
+            most = max(1, MOST_PIXELS // (height * width))
             batches += [places[start : start + most] for start in range(0, len(places), most)]
         return batches
 
+    @torch.no_grad()
     def _batch(self, pixels_BHW3: Tensor) -> Tensor:
         """Features of images of one size, (B, N, D)."""
         grid = stored_size(*pixels_BHW3.shape[1:3])

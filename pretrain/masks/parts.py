@@ -122,8 +122,9 @@ def _require_same_manifest(place: Path, there: Any, wanted: Mapping[str, Any]) -
 
 
 def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the one table that a manifest has, of k-means."""
-    return {**manifest, **manifest.get("rule", {}), "rule": None}
+    """Without the one table that a manifest has, of k-means; a key that was added later is told."""
+    rule = {"fit_every": 1, **manifest["rule"]} if "rule" in manifest else {}
+    return {**manifest, **rule, "rule": None}
 
 
 def parts_of(folder: Path) -> Path:

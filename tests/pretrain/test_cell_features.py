@@ -69,15 +69,32 @@ def test_every_image_has_its_own_cells_in_rows_whatever_its_size(backbone, pictu
         assert torch.allclose(points.double(), expected, atol=1e-4 * expected.abs().max().item())
 
 
-def test_images_of_one_size_may_go_together(backbone, pictures, monkeypatch):
+def test_images_of_one_size_may_go_together(backbone, pictures):
+    """As on a GPU."""
     features = CellFeatures(backbone, ("layer2.2",), "cosine", torch.float32)
-    alone = features(pictures)
-    monkeypatch.setattr(features, "device", torch.device("cuda"))
     assert features._batches(SIZES) == [[0, 2], [1], [3]]
-    monkeypatch.undo()
-    monkeypatch.setattr(features, "_batches", lambda _: [[0, 2], [1], [3]])
-    for one, together in zip(alone, features(pictures), strict=True):
+    for one, together in zip(features(pictures), features._in_batches(pictures), strict=True):
         assert torch.allclose(one, together, atol=1e-5)
+
+
+def test_the_number_of_threads_changes_no_bit():
+    """Torch alone would give another sum of a convolution's products with each number."""
+    with seeded(0, "test"):
+        features = CellFeatures(ResNet(50), ("layer2.2",), "cosine", torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    pictures = [
+        torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+        for size in ((96, 128, 3), (120, 88, 3), (96, 128, 3))
+    ]
+    threads, made = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            made.append(torch.cat(features(pictures)))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
 
 
 def test_each_of_several_layers_has_the_same_weight(backbone, pictures):

@@ -223,6 +223,21 @@ def test_many_clusters_are_fitted_on_more_points_than_asked_for():
     assert torch.equal(few.labels_N, kmeans(points, 256, _generator(1)).labels_N)
 
 
+@pytest.mark.parametrize("num_clusters", [2, 129])
+def test_the_number_of_threads_changes_no_bit(num_clusters):
+    points = torch.randn(9600, 128, generator=_generator(3))
+    threads, made = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            made.append(kmeans(points, num_clusters, _generator(), KMeans(3)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in made[1:]:
+        assert torch.equal(made[0].labels_N, other.labels_N)
+        assert torch.equal(made[0].centers_KD, other.centers_KD)
+
+
 def test_a_missing_backend_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(BackendError, match="pip install faiss-cpu"):

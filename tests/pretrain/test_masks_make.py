@@ -300,6 +300,7 @@ def test_what_is_no_store_is_never_written_over(kind, image_dir, tmp_path):
         (["source=grid"], "source is kmeans there and grid here"),
         ([*KEYS, "seed=1"], "seed is 0 there and 1 here"),
         ([*KEYS, "metric=euclidean"], "metric is cosine there and euclidean here"),
+        ([*KEYS, "fit_every=2"], "fit_every is 1 there and 2 here"),
         ([*KEYS, "refine=crf"], "refine is none there and crf here"),
         ([*KEYS, "precision=bf16"], "precision is fp32 there and bf16 here"),
     ],
@@ -322,6 +323,16 @@ def test_masks_made_otherwise_are_refused_and_kept(
     said = refused(tmp_path / "m/own", image_dir, *words)
     assert told in said and f"delete {own} to make it anew" in said
     assert content(own) == before
+
+
+def test_masks_fitted_on_fewer_points_are_not_taken_for_those_of_all(
+    checkpoint, image_dir, tmp_path
+):
+    network = ["--checkpoint", checkpoint, *KEYS]
+    made(tmp_path / "own", image_dir, *network, "fit_every=2")
+    before = content(tmp_path / "own")
+    assert "fit_every is 2 there and 1 here" in refused(tmp_path / "own", image_dir, *network)
+    assert content(tmp_path / "own") == before
 
 
 def test_masks_of_other_images_are_refused_and_kept(image_dir, tmp_path):
