@@ -18,7 +18,7 @@ class Pretrain:
     """images -> checkpoint (``last.pt``), kept epochs, all masks and the newest as ``masks``."""
 
     kind: ClassVar[str] = "pretrain"
-    # 2: bfloat16 on a GPU; 3: masks from a folded trunk; 4: for any number of threads, grids by cell
+    # 2: bfloat16 on a GPU; 3: masks from a folded trunk; 4: by any number of threads
     version: ClassVar[int] = 4
     parallel: ClassVar[bool] = True  # runs in as many processes as torchrun or srun starts
     config_type: ClassVar[type] = PretrainConfig
