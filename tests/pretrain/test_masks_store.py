@@ -85,7 +85,18 @@ def test_fixed_sources():
     assert grid.shape == (10, 20)
     assert np.array_equal(np.unique(grid), np.arange(25))
     assert (grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1]) == (0, 4, 20, 24)
-    assert set(np.unique(grid_labels(5, 7)).tolist()) <= set(range(25))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (41, 33), (50, 92), (427, 640)])
+def test_a_cell_of_the_grid_is_where_the_centre_of_its_share_of_the_image_lies(size):
+    h, w = stored_size(*size)
+    rows = [(2 * i + 1) * 5 // (2 * h) for i in range(h)]  # (i + 1/2) / h, in fifths
+    columns = [(2 * i + 1) * 5 // (2 * w) for i in range(w)]
+    assert grid_labels(*size).tolist() == [[5 * r + c for c in columns] for r in rows]
+
+
+def test_an_image_of_one_cell_lies_in_the_middle_of_the_grid():
+    assert grid_labels(1, 1).tolist() == [[12]]
 
 
 def test_a_damaged_image_is_named(tmp_path):
