@@ -136,6 +136,8 @@ def make_fixed_masks(
     num_workers = num_workers if source in SLOW else 0
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
+        if isinstance(labels, _GroundTruth) and numbers:
+            labels.annotations.require_any(images.names)
         return made_ahead(blocks, numbers, num_workers)
 
     num_blocks = -(-len(images) // BLOCK)
