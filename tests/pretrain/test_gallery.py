@@ -199,6 +199,20 @@ def test_a_checkpoint_brings_features_to_crf_and_upsampled_clusters(
     assert "kmeans epoch_0006 + CRF" in made
 
 
+def test_a_file_name_is_text_on_the_page_and_no_markup(tmp_path):
+    name = "<script>alert('a')</script>.png".replace("/", "")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "photos" / name)
+    listed = images(tmp_path / "photos", DataRoots(tmp_path))
+    with RunLog(tmp_path) as log:
+        make_fixed_masks("grid", listed, images_id(listed), tmp_path / "grid", log)
+    out = tmp_path / "gallery.html"
+    made = call(tmp_path / "grid", "--images", tmp_path / "photos", "--out", out)
+    assert made.exit_code == 0, made.output
+    assert "<script" not in out.read_text()
+    assert "&lt;script&gt;alert" in out.read_text()
+
+
 def test_images_are_shown_by_their_names_in_the_order_given(stores, roots, tmp_path):
     names = ["000000000004.png", "000000000002.png"]
     options = [word for name in names for word in ("--name", name)]

@@ -34,6 +34,18 @@ def test_round_trip(tmp_path):
     assert store.manifest["source"] == "kmeans"
 
 
+def test_labels_are_the_mapped_file_itself_and_cannot_be_written(tmp_path):
+    _write(tmp_path / "m")
+    labels_hw = MaskStore(tmp_path / "m", "abc").read(1)
+    before = int(labels_hw[0, 0])
+    with (tmp_path / "m/labels.bin").open("r+b") as file:
+        file.seek(int(np.prod(stored_size(*SIZES[0]))))
+        file.write(bytes([255 - before]))
+    assert labels_hw[0, 0] == 255 - before
+    with pytest.raises(ValueError, match="read-only"):
+        labels_hw[0, 0] = 1
+
+
 def test_a_pixel_map_of_a_photo_takes_five_kilobytes():
     assert np.prod(stored_size(480, 640)) == 4800
 
