@@ -207,7 +207,7 @@ def test_a_store_may_be_called_what_would_be_a_formula(stores, roots, tmp_path):
 
 
 def test_a_file_name_is_text_on_the_page_and_no_markup(tmp_path):
-    name = "<script>alert('a')</script>.png".replace("/", "")
+    name = "<script>alert(1).png"
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "photos" / name)
     listed = images(tmp_path / "photos", DataRoots(tmp_path))
@@ -217,7 +217,7 @@ def test_a_file_name_is_text_on_the_page_and_no_markup(tmp_path):
     made = call(tmp_path / "grid", "--images", tmp_path / "photos", "--out", out)
     assert made.exit_code == 0, made.output
     assert "<script" not in out.read_text()
-    assert "&lt;script&gt;alert" in out.read_text()
+    assert "&lt;script&gt;alert(1).png" in out.read_text()
 
 
 def test_images_are_shown_by_their_names_in_the_order_given(stores, roots, tmp_path):
