@@ -103,7 +103,8 @@ class MaskQuality:
     """masks (any generation of a run; its neighbours count too) -> measures, curve, gallery."""
 
     kind: ClassVar[str] = "mask_quality"
-    version: ClassVar[int] = 2  # 2: more measures than the adjusted Rand index; no boxes as truth
+    # 2: more measures than the adjusted Rand index, no boxes as truth; 3: grid by centres of cells
+    version: ClassVar[int] = 3
     config_type: ClassVar[type] = MaskQualityConfig
     captions: ClassVar[dict[str, str]] = {
         "curve": "how well each generation of masks agrees with the annotations; crosses: grids of "

@@ -1,8 +1,10 @@
 """How a command ends: what a user can mend is one paragraph, not a traceback."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from sslbench.files import disk_errors_named
 
@@ -20,3 +22,19 @@ def errors_in_one_paragraph() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def require_place(option: str, path: Path, *, is_folder: bool = False) -> None:
+    """Refuse a path that no file, or no folder, can be written to, before the work is done.
+
+    Args:
+        option: how it was given, as ``--out``.
+
+    Raises:
+        ValueError: something else is there already, or a file where a folder above it should be.
+    """
+    for above in (path, *path.parents) if is_folder else path.parents:
+        if os.path.lexists(above) and not above.is_dir():
+            raise ValueError(f"{option} {path}: {above} is there and no folder; give another place")
+    if not is_folder and path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; give the name of a file")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslbench import dist
-from sslbench.command import errors_in_one_paragraph
+from sslbench.command import errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ def show(
     with errors_in_one_paragraph():
         if out.suffix not in (".html", ".png"):
             raise ValueError(f"--out {out}: give a name that ends in .html or .png")
+        require_place("--out", out)
         if name and count:
             raise ValueError(f"--count {count} beside --name: give one of them")
         wanted = Wanted(crf=crf, upsampled=upsampled, checkpoints=tuple(checkpoint or ()))

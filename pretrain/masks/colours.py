@@ -6,10 +6,13 @@ numbers of the segments they overlap with, one to one, so that the total overlap
 Shape letters: H x W pixels, A and B labels of two maps.
 """
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
+MOST_COLOURS = 1024  # of 5,559 candidates
+FIRST_COLOUR = (0.9, 0.25, 0.15)  # a red
 BARE = -1  # colour number of pixels that stay as they are
 Numbers = Mapping[int, int]  # label -> colour number
 
@@ -59,16 +62,34 @@ def colour_numbers(labels_HW: np.ndarray, numbers: Numbers) -> np.ndarray:
 
 
 def palette(count: int) -> np.ndarray:
-    """Colours 0..1 of the first numbers, (count, 3).
+    """Colours 0..1 of the first numbers, (count, 3); they begin anew after ``MOST_COLOURS``.
 
-    Hues by the golden ratio, in three brightnesses: neighbours in number look different.
+    A number's colour depends on no other number.
     """
-    from matplotlib.colors import hsv_to_rgb
+    colours: np.ndarray = _far_apart()[np.arange(count) % MOST_COLOURS]
+    return colours
 
-    numbers = np.arange(count)
-    hues = numbers * 0.618034 % 1
-    hsv = np.stack([hues, 0.85 - 0.25 * (numbers % 2), 0.95 - 0.2 * (numbers % 3)], axis=1)
-    colours: np.ndarray = hsv_to_rgb(hsv)
+
+@functools.cache
+def _far_apart() -> np.ndarray:
+    """Colours of which each is as far as can be from all before it, as the eye sees it (CIELAB).
+
+    Black, white and grays are none of them: outlines are white, and bare pixels show the image.
+    """
+    from skimage.color import rgb2lab
+
+    steps = np.arange(0, 256, 15) / 255
+    candidates_N3 = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
+    lab_N3 = rgb2lab(candidates_N3)
+    lightness_N, chroma_N = lab_N3[:, 0], np.hypot(lab_N3[:, 1], lab_N3[:, 2])
+    usable_N = (lightness_N > 15) & (lightness_N < 95) & (chroma_N > 10)
+    candidates_N3, lab_N3 = candidates_N3[usable_N], lab_N3[usable_N]
+    chosen = [int(np.abs(candidates_N3 - FIRST_COLOUR).sum(axis=1).argmin())]
+    gaps_N = np.full(len(lab_N3), np.inf)
+    while len(chosen) < MOST_COLOURS:
+        gaps_N = np.minimum(gaps_N, ((lab_N3 - lab_N3[chosen[-1]]) ** 2).sum(axis=1))
+        chosen.append(int(gaps_N.argmax()))
+    colours: np.ndarray = candidates_N3[chosen]
     return colours
 
 

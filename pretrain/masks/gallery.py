@@ -44,7 +44,8 @@ def write_png(path: Path, made: Iterable[Picture]) -> None:
         row[0].set_title("image", fontsize=8)
         for axis, panel in zip(row[1:], picture.panels, strict=False):
             axis.imshow(blend(picture.image_HW3, panel.numbers_HW))
-            axis.set_title(_caption(panel), fontsize=8)
+            # a store may be called a$b: no formula
+            axis.set_title(_caption(panel), fontsize=8, parse_math=False)
     with atomic_path(path) as scratch:
         figure.savefig(scratch, format="png", dpi=150)
 

@@ -1,6 +1,6 @@
 """Masks from annotations: every pixel belongs to a category or to the background."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,8 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.masks.cells import MAX_LABELS, majority
+from pretrain.masks.segmentations import object_mask, require_segmentations
 from pretrain.masks.store import MaskError, stored_size
-from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, content_id, only, read
+from sslbench.datasets import (
+    DataError,
+    DataRoots,
+    Dataset,
+    Object,
+    Record,
+    content_id,
+    images,
+    only,
+    read,
+    spec_part,
+)
 
 
 @dataclass(frozen=True)
@@ -19,19 +31,39 @@ class Annotations:
     spec: str
     roots: DataRoots
 
+    def __post_init__(self) -> None:
+        """Refuse a name that asks for something else than categories."""
+        if spec_part(self.spec) != "all":
+            raise DataError(
+                f"masks.source='ground_truth' paints the categories of instances, so that "
+                f"{self.spec} cannot be had: give images={self.spec.partition(':')[0]!r}"
+            )
+
     def content_id(self) -> str:
         """Identity of images and annotations."""
         return content_id(only("all", self.spec), self.roots)
+
+    def require_any(self, names: Sequence[str]) -> None:
+        """Refuse images of which none is annotated.
+
+        Raises:
+            DataError: their masks would be background and nothing else.
+        """
+        if self._records.keys().isdisjoint(names):
+            raise DataError(
+                f"{self.spec} annotates none of the {len(names)} images, as {names[0]}; it has "
+                f"{next(iter(self._records))} and others: give the images of that split"
+            )
 
     def labels(self, name: str, size: tuple[int, int]) -> np.ndarray:
         """Category of each cell of an image, uint8 (h, w): 0 background, 1.. categories.
 
         Args:
-            name: of the image; one without annotations is background.
+            name: in the list of the split's images; an image without annotations is background.
             size: (height, width) in pixels.
 
         Raises:
-            DataError: the annotations are of an image of another size.
+            DataError: the annotations are broken, or of an image of another size.
         """
         record = self._records.get(name)
         if record is None:
@@ -47,7 +79,9 @@ class Annotations:
     def _records(self) -> dict[str, Record]:
         data = read(self.spec, self.roots)
         _require_masks(self.spec, data)
-        return {record.path.name: record for record in data.records}
+        require_segmentations(data)
+        base = images(self.spec, self.roots).base
+        return {record.path.relative_to(base).as_posix(): record for record in data.records}
 
 
 def category_map(record: Record) -> NDArray[np.int32]:
@@ -63,29 +97,8 @@ def paint(record: Record, value: Callable[[int, Object], int]) -> NDArray[np.int
     """
     painted_HW = np.zeros((record.height, record.width), np.int32)
     for number, item in enumerate(sorted(record.objects, key=lambda o: -o.area), start=1):
-        painted_HW[_object_mask(item, record)] = value(number, item)
+        painted_HW[object_mask(item, record)] = value(number, item)
     return painted_HW
-
-
-def _object_mask(item: Object, record: Record) -> NDArray[np.bool_]:
-    """Pixels of one object; its box where it has no segmentation."""
-    from pycocotools import mask as coco_mask
-
-    size = (record.height, record.width)
-    segmentation = item.segmentation
-    if segmentation is None:
-        inside = np.zeros(size, bool)
-        x0, y0, x1, y1 = (round(v) for v in item.box)
-        inside[max(y0, 0) : y1, max(x0, 0) : x1] = True
-        return inside
-    if isinstance(segmentation, list):
-        code = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        code = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        code = segmentation
-    decoded: NDArray[np.bool_] = coco_mask.decode(code).astype(bool)
-    return decoded
 
 
 def _require_masks(spec: str, data: Dataset) -> None:

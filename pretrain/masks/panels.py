@@ -132,6 +132,11 @@ class Wanted:
                 "upsampled features need the network they come from: add --checkpoint, for example "
                 "RUN/checkpoints/epoch_0005.pt for RUN/masks/epoch_0006"
             )
+        if self.checkpoints and not (self.crf or self.upsampled):
+            raise MaskError(
+                f"--checkpoint {self.checkpoints[0]} changes nothing by itself: add --crf or "
+                "--upsampled, or leave it out"
+            )
 
     def notes(self) -> list[str]:
         """How the further columns are made."""

@@ -125,7 +125,7 @@ class Quality:
             unit="segments" if measure in COUNTS else "%",
             num_images=scores.num_images(measure),
             data_id=self.data_id,
-            task_version=2,  # 1 had the adjusted Rand index alone
+            task_version=3,  # 1: the adjusted Rand index alone; 3: a 5x5 grid by centres of cells
         )
 
 
@@ -140,7 +140,7 @@ def quality_of(
     """Measure any stores on any labelled split.
 
     Args:
-        folders: generations; all of the same images.
+        folders: generations; all of the same images. One that is given twice counts once.
         spec: ``coco2017/val``, ``coco2017/val:segments`` (panoptic), ``voc2012/val`` ...
         masks_of: the images that the masks were made of, where these are not the split's own.
 
@@ -149,7 +149,10 @@ def quality_of(
         DataError: the split has no outlines of objects, or none in these images.
     """
     annotated = AnnotatedImages.load(spec, roots, masks_of)
-    stores = named(MaskStore(folder, annotated.images_id) for folder in folders)
+    different: dict[Path, Path] = {}  # one store has several names, as by a link: the first stays
+    for folder in folders:
+        different.setdefault(folder.resolve(), folder)
+    stores = named(MaskStore(folder, annotated.images_id) for folder in different.values())
     return measure(stores, annotated, roots, num_workers)
 
 

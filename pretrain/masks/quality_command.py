@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pretrain.masks.quality import COUNTS, REPORTED, Quality, quality_of
 from pretrain.masks.quality_files import write_quality
+from sslbench.command import require_place
 from sslbench.datasets import DataRoots
 
 
@@ -26,6 +27,8 @@ def run_quality(
     Raises:
         ValueError: a store, the data or their fit is wrong; the message says the way out.
     """
+    if out is not None:
+        require_place("--out", out, is_folder=True)
     quality = quality_of(stores, spec, DataRoots(data), masks_of=images, num_workers=workers)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

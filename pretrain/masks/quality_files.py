@@ -152,7 +152,9 @@ def draw_curve(path: Path, quality: Quality) -> None:
         axis.tick_params(labelsize=8)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
-    figure.legend(*axes[0].get_legend_handles_labels(), **LEGEND)
+    legend = figure.legend(*axes[0].get_legend_handles_labels(), **LEGEND)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a store may be called a$b
     figure.suptitle(f"masks against {quality.spec}, {len(quality.names)} images", fontsize=9)
     with atomic_path(path) as scratch:
         figure.savefig(scratch, format="png", dpi=110)

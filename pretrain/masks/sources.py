@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.masks.boxes import box_labels, contrib
-from pretrain.masks.cells import by_area, majority
+from pretrain.masks.cells import by_area, cell_of_pixels, majority
 from pretrain.masks.ground_truth import Annotations
 from pretrain.masks.parts import Part, Shows, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size
@@ -54,11 +54,10 @@ def crop_labels(height: int, width: int) -> np.ndarray:
 
 
 def grid_labels(height: int, width: int) -> np.ndarray:
-    """A 5x5 grid in image coordinates, id = 5 * row + column."""
+    """A 5x5 grid in image coordinates, id = 5 * row + column, by the centre of each cell."""
     h, w = stored_size(height, width)
-    rows = np.minimum((np.arange(h) * 8 + 4) * GRID // height, GRID - 1)
-    columns = np.minimum((np.arange(w) * 8 + 4) * GRID // width, GRID - 1)
-    return (GRID * rows[:, None] + columns).astype(np.uint8)
+    grid_hw = GRID * cell_of_pixels(h, GRID)[:, None] + cell_of_pixels(w, GRID)
+    return grid_hw.astype(np.uint8)
 
 
 def felzenszwalb_labels(image_HW3: np.ndarray) -> np.ndarray:
@@ -137,6 +136,8 @@ def make_fixed_masks(
     num_workers = num_workers if source in SLOW else 0
 
     def make(numbers: Sequence[int]) -> Iterator[Part]:
+        if isinstance(labels, _GroundTruth) and numbers:
+            labels.annotations.require_any(images.names)
         return made_ahead(blocks, numbers, num_workers)
 
     num_blocks = -(-len(images) // BLOCK)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.masks.ground_truth import paint
+from pretrain.masks.segmentations import require_segmentations
 from sslbench.datasets import (
     IGNORED,
     DataError,
@@ -97,7 +98,9 @@ def _places_by_name(listed: ImageList, source: str) -> dict[str, int]:
 def _annotations(spec: str, roots: DataRoots) -> Sequence[Record | SegmentMap]:
     if spec_part(spec) == "segments":
         return segment_maps(spec, roots)
-    found = [r for r in read(spec, roots).records if any(not item.crowd for item in r.objects)]
+    data = read(spec, roots)
+    require_segmentations(data)
+    found = [r for r in data.records if any(not item.crowd for item in r.objects)]
     if any(item.segmentation is None for record in found for item in record.objects):
         raise DataError(f"{spec} has objects with a box but no outline; a box is no segment")
     return found

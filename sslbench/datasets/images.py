@@ -84,10 +84,18 @@ def images_id(images: ImageList) -> str:
     Sizes stand for the bytes, since reading 118,000 JPEGs from a network disk would hold up every
     command, and another picture hardly ever compresses to the same length. Without compression
     every picture of one size in pixels has the same length: there the bytes themselves are hashed.
+
+    Raises:
+        DataError: a name is not UTF-8, and so has no such bytes everywhere.
     """
     digest = hashlib.sha256()
     for index, name in enumerate(images.names):
-        digest.update(f"{name}\0{images.size(index)}".encode())
+        try:
+            digest.update(f"{name}\0{images.size(index)}".encode())
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{images.base}: the name of the image {name!a} is not UTF-8; rename the file"
+            ) from None
         if os.path.splitext(name)[1].lower() in UNCOMPRESSED:
             digest.update(hashlib.sha256(images.read(index)).digest())
         digest.update(b"\n")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pretrain.config import PretrainConfig
+from pretrain.masks import boxes as boxes_module
 from pretrain.masks.boxes import box_labels, contrib, select
 from pretrain.masks.store import MaskError
 from pretrain.train import Place, Run
@@ -42,6 +43,13 @@ def test_at_most_255_boxes_are_kept():
     corners = np.stack(np.meshgrid(np.arange(20), np.arange(20)), 2).reshape(-1, 2) * 30
     boxes = np.concatenate([corners, corners + 30], axis=1)
     assert len(select(boxes, 20)) == 255
+
+
+def test_a_box_below_96_pixels_of_640_is_left_out(monkeypatch):
+    found = _boxes((0, 0, 95, 200), (200, 100, 296, 300))
+    monkeypatch.setattr(boxes_module, "_proposals", lambda _: found)
+    labels = box_labels(np.zeros((480, 640, 3), np.uint8))
+    assert labels[10, 5] == 0 and labels[20, 30] == 1
 
 
 WAY_OUT = "install --force-reinstall --no-deps opencv-contrib-python-headless"
@@ -89,3 +97,19 @@ def test_boxes_surround_what_stands_out():
 def test_the_same_picture_has_the_same_boxes():
     first = box_labels(_scene())
     assert all(np.array_equal(box_labels(_scene()), first) for _ in range(3))
+
+
+def test_proposals_are_opencvs_for_blue_green_red():
+    cv2 = contrib()
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (8, 10, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+
+    def searched(bgr_HW3):
+        search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+        search.setBaseImage(np.ascontiguousarray(bgr_HW3))
+        search.switchToSelectiveSearchFast()
+        return {(x, y, x + w, y + h) for x, y, w, h in search.process().tolist()}
+
+    made = {tuple(box) for box in boxes_module._proposals(image).tolist()}
+    assert made == searched(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert made != searched(image)

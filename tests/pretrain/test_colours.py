@@ -1,6 +1,8 @@
 """Colours that stay with a region."""
 
 import numpy as np
+import pytest
+from skimage.color import rgb2lab
 
 from pretrain.masks.colours import (
     BARE,
@@ -78,7 +80,18 @@ def test_outlines_lie_on_both_sides_of_a_border():
     assert not outlines(np.zeros((3, 3), int)).any()
 
 
-def test_the_first_colours_differ():
-    colours = 255 * palette(16)
-    distances = np.abs(colours[:, None] - colours).max(2) + 255 * np.eye(16)
-    assert distances.min() > 20
+@pytest.mark.parametrize(("count", "least"), [(16, 45), (64, 24), (256, 13)])
+def test_colours_lie_far_apart_to_the_eye(count, least):
+    lab = rgb2lab(palette(count))  # one apart is just seen side by side, 100 is black and white
+    distances = np.sqrt(((lab[:, None] - lab) ** 2).sum(axis=2)) + 1000 * np.eye(count)
+    assert distances.min() > least
+
+
+def test_a_number_has_its_colour_whatever_other_numbers_there_are():
+    assert np.array_equal(palette(300)[:7], palette(7))
+    assert np.array_equal(palette(1030)[1024:], palette(6))
+
+
+def test_no_colour_is_that_of_outlines_or_of_bare_gray():
+    colours = palette(256)
+    assert (colours.max(axis=1) - colours.min(axis=1)).min() > 0.05

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.masks import crf
+from pretrain.masks import crf, crf_pixels
 from pretrain.masks.cells import enlarge, majority
 from pretrain.masks.crf_pixels import pixel_mean_field, refine_by_features, refine_by_labels
 
@@ -52,6 +52,19 @@ def test_borders_move_from_the_cells_to_the_colours(scene):
     refined_HW = refine_by_labels(labels_hw, image_HW3)
     assert (blocks_HW != truth_HW).mean() > 0.05
     assert (refined_HW != truth_HW).mean() < 0.01
+
+
+def test_a_stored_label_counts_for_seven_tenths_and_the_others_share_the_rest(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        crf_pixels, "pixel_mean_field", lambda unary_HWL, _: seen.append(unary_HWL) or -unary_HWL
+    )
+    labels_hw = np.array([[5, 9], [9, 200]], np.uint8)
+    refine_by_labels(labels_hw, np.zeros((16, 16, 3), np.uint8))
+    corners = np.exp(-seen[0][[0, 0, -1, -1], [0, -1, 0, -1]])  # beyond the cells' centres
+    assert corners == pytest.approx(
+        np.array([[0.7, 0.15, 0.15], [0.15, 0.7, 0.15], [0.15, 0.7, 0.15], [0.15, 0.15, 0.7]])
+    )
 
 
 def test_features_that_say_what_the_labels_say_move_borders_too(scene):

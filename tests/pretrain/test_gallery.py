@@ -199,6 +199,27 @@ def test_a_checkpoint_brings_features_to_crf_and_upsampled_clusters(
     assert "kmeans epoch_0006 + CRF" in made
 
 
+def test_a_store_may_be_called_what_would_be_a_formula(stores, roots, tmp_path):
+    odd = stores[0].rename(tmp_path / "a$b^{c$")
+    out = tmp_path / "g.png"
+    made = call(odd, "--data", roots.root, "--images", SPEC, "--out", out, "--count", 1)
+    assert made.exit_code == 0 and out.exists(), made.output
+
+
+def test_a_file_name_is_text_on_the_page_and_no_markup(tmp_path):
+    name = "<script>alert(1).png"
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "photos" / name)
+    listed = images(tmp_path / "photos", DataRoots(tmp_path))
+    with RunLog(tmp_path) as log:
+        make_fixed_masks("grid", listed, images_id(listed), tmp_path / "grid", log)
+    out = tmp_path / "gallery.html"
+    made = call(tmp_path / "grid", "--images", tmp_path / "photos", "--out", out)
+    assert made.exit_code == 0, made.output
+    assert "<script" not in out.read_text()
+    assert "&lt;script&gt;alert(1).png" in out.read_text()
+
+
 def test_images_are_shown_by_their_names_in_the_order_given(stores, roots, tmp_path):
     names = ["000000000004.png", "000000000002.png"]
     options = [word for name in names for word in ("--name", name)]
@@ -355,7 +376,10 @@ def test_an_image_that_changed_its_size_is_refused(stores, listed, roots):
     [
         (["--out", "gallery.pdf"], "ends in .html or .png"),
         (["--out", "g.html", "--upsampled"], "add --checkpoint"),
-        (["--out", "g.html", "--checkpoint", "a", "--checkpoint", "b"], "2 checkpoints for 3"),
+        (["--out", "g.html", "--crf", "--checkpoint", "a", "--checkpoint", "b"], "2 checkpoints"),
+        (["--out", "g.html", "--checkpoint", "a"], "--checkpoint a changes nothing by itself"),
+        (["--out", "folder.png"], "error: --out folder.png is a folder; give the name of a file"),
+        (["--out", "file/g.html"], "error: --out file/g.html: file is there and no folder"),
         (["--out", "g.html", "--crf", "--checkpoint", "none.pt"], "none.pt"),
         (["--out", "g.html", "--name", "000000000001.png", "--count", "2"], "--count 2 beside"),
         (["--out", "g.html", "--name", "3.png"], "nearest names are 000000000003.png, "),
@@ -363,6 +387,8 @@ def test_an_image_that_changed_its_size_is_refused(stores, listed, roots):
 )
 def test_what_cannot_be_shown_is_one_line(stores, roots, options, told, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
     made = call(*stores, "--data", roots.root, "--images", SPEC, *options)
     assert made.exit_code == 1
     assert told in made.output

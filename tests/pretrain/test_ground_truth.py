@@ -10,11 +10,13 @@ from pycocotools import mask as coco_mask
 
 from pretrain.config import PretrainConfig
 from pretrain.masks.ground_truth import Annotations, category_map
+from pretrain.masks.segmentations import object_mask, require_segmentations
 from pretrain.masks.sources import make_fixed_masks
 from pretrain.masks.store import MaskError
+from pretrain.masks.truth import AnnotatedImages
 from pretrain.stage import Pretrain
 from sslbench.config import ConfigError, build
-from sslbench.datasets import DataError, DataRoots, Object, Record, images, images_id, only
+from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, images, images_id, only
 from sslbench.log import RunLog
 from sslbench.stage import content_ids, run_standalone
 
@@ -104,6 +106,103 @@ def test_objects_without_a_mask_are_refused(tmp_path):
     path.write_text(json.dumps(payload))
     with pytest.raises(MaskError, match="a box but no mask"):
         make(roots, tmp_path / "run/masks")
+
+
+def change_segmentation(roots: DataRoots, segmentation: object) -> Path:
+    """Give the first object another segmentation."""
+    path = roots.root / "annotations/instances_train2017.json"
+    payload = json.loads(path.read_text())
+    payload["annotations"][0]["segmentation"] = segmentation
+    path.write_text(json.dumps(payload))
+    return path
+
+
+TWO_CORNERS = [8, 8, 40, 8]
+NO_POLYGON = "which is no list x, y, x, y"
+NO_SUM = "run lengths that do not add up to its 48x64 pixels"
+MALFORMED = [
+    ([], "no polygon of three corners"),
+    ([TWO_CORNERS], "no polygon of three corners"),
+    ([[8, 8, 40, 8, 40, 40, 8]], NO_POLYGON),
+    ([[8, 8, 40, 8, 40, "x"]], NO_POLYGON),
+    ([[8, 8, 40, 8, 40, float("nan")]], NO_POLYGON),
+    ([8, 8, 40, 8, 40, 40], "the polygon 8, " + NO_POLYGON),
+    ("polygon", "is 'polygon' instead of polygons or run lengths"),
+    ({"size": [40, 64], "counts": [0, 40 * 64]}, r"of size \[40, 64\] but the image of \[48, 64\]"),
+    ({"counts": [0, 48 * 64]}, "of size None but"),
+    ({"size": [48, 64]}, NO_SUM),
+    ({"size": [48, 64], "counts": [10, 20]}, NO_SUM),
+    ({"size": [48, 64], "counts": [-8, 48 * 64 + 8]}, NO_SUM),
+    ({"size": [48, 64], "counts": "garbage"}, NO_SUM),
+    ({"size": [48, 64], "counts": ""}, NO_SUM),
+    ({"size": [48, 64], "counts": "\u00e9"}, NO_SUM),
+]
+
+
+@pytest.mark.parametrize(("segmentation", "told"), MALFORMED)
+def test_a_malformed_segmentation_is_named_with_its_file_and_image(segmentation, told, tmp_path):
+    roots = write_coco(tmp_path / "coco")
+    path = change_segmentation(roots, segmentation)
+    named = rf"^{path}: the segmentation of annotation 1, in 0*1\.jpg, .*{told}"
+    with pytest.raises(DataError, match=named):
+        make(roots, tmp_path / "run/masks")
+    with pytest.raises(DataError, match=named):
+        AnnotatedImages.load(SPEC, roots)
+
+
+def test_a_polygon_of_two_corners_beside_a_whole_one_encloses_nothing(tmp_path):
+    plain = make(write_coco(tmp_path / "coco"), tmp_path / "run/plain")
+    roots = write_coco(tmp_path / "coco")
+    change_segmentation(roots, [TWO_CORNERS, *square(16, 8, 32)])
+    assert np.array_equal(make(roots, tmp_path / "run/masks").read(0), plain.read(0))
+
+
+def test_runs_are_read_as_numbers_and_compressed(tmp_path):
+    generator = np.random.default_rng(0)
+    for size in ((48, 64), (1, 1), (300, 200)):
+        mask_HW = generator.random(size).round().astype(np.uint8)
+        mask_HW[: size[0] // 2] = 0  # long runs and short ones
+        code = coco_mask.encode(np.asfortranarray(mask_HW))
+        flat = np.concatenate([[0], mask_HW.T.ravel()])  # the first run is of zeros
+        ends = np.flatnonzero(np.diff(flat))
+        runs = np.diff([0, *ends, mask_HW.size]).tolist()
+        for counts in (code["counts"], code["counts"].decode(), runs):
+            item = Object(0, (0, 0, 1, 1), 1, True, False, {"size": [*size], "counts": counts}, 5)
+            record = Record(1, tmp_path / "x.jpg", *size, (item,))
+            require_segmentations(Dataset("coco2017", "train", ("x",), (1,), (record,), None))
+            assert np.array_equal(object_mask(item, record), mask_HW.astype(bool))
+
+
+def test_lvis_images_are_matched_by_folder_and_name(tmp_path):
+    coco = write_coco(tmp_path / "coco").root
+    payload = json.loads((coco / "annotations/instances_train2017.json").read_text())
+    for row in payload["images"]:
+        row["coco_url"] = f"http://images.cocodataset.org/train2017/{row['file_name']}"
+    (tmp_path / "lvis").mkdir()
+    (tmp_path / "lvis/lvis_v1_val.json").write_text(json.dumps(payload))
+    annotations = Annotations("lvis_v1/val", DataRoots(tmp_path))
+    listed = images("lvis_v1/val", DataRoots(tmp_path))
+    assert listed.name(0) == "train2017/000000000001.jpg"
+    assert annotations.labels(listed.name(0), (48, 64)).max() == 2
+
+
+def test_images_of_which_none_is_annotated_are_refused(image_list, tmp_path):
+    annotations = Annotations(SPEC, write_coco(tmp_path / "coco"))
+    with (
+        RunLog(tmp_path) as log,
+        pytest.raises(DataError, match=r"none of the 10 images, as image_00"),
+    ):
+        make_fixed_masks(
+            "ground_truth", image_list, "id", tmp_path / "m", log, annotations=annotations
+        )
+
+
+@pytest.mark.parametrize("part", ["segments", "labels", "images"])
+def test_another_part_of_a_split_than_its_instances_is_refused(part, tmp_path):
+    with pytest.raises(
+        DataError, match=rf"so that {SPEC}:{part} cannot be had: give images='{SPEC}'"
+    ):
+        Annotations(f"{SPEC}:{part}", DataRoots(tmp_path))
 
 
 def _config(tiny, source: str, **changes) -> PretrainConfig:

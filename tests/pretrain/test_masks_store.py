@@ -34,6 +34,18 @@ def test_round_trip(tmp_path):
     assert store.manifest["source"] == "kmeans"
 
 
+def test_labels_are_the_mapped_file_itself_and_cannot_be_written(tmp_path):
+    _write(tmp_path / "m")
+    labels_hw = MaskStore(tmp_path / "m", "abc").read(1)
+    before = int(labels_hw[0, 0])
+    with (tmp_path / "m/labels.bin").open("r+b") as file:
+        file.seek(int(np.prod(stored_size(*SIZES[0]))))
+        file.write(bytes([255 - before]))
+    assert labels_hw[0, 0] == 255 - before
+    with pytest.raises(ValueError, match="read-only"):
+        labels_hw[0, 0] = 1
+
+
 def test_a_pixel_map_of_a_photo_takes_five_kilobytes():
     assert np.prod(stored_size(480, 640)) == 4800
 
@@ -85,7 +97,18 @@ def test_fixed_sources():
     assert grid.shape == (10, 20)
     assert np.array_equal(np.unique(grid), np.arange(25))
     assert (grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1]) == (0, 4, 20, 24)
-    assert set(np.unique(grid_labels(5, 7)).tolist()) <= set(range(25))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (41, 33), (50, 92), (427, 640)])
+def test_a_cell_of_the_grid_is_where_the_centre_of_its_share_of_the_image_lies(size):
+    h, w = stored_size(*size)
+    rows = [(2 * i + 1) * 5 // (2 * h) for i in range(h)]  # (i + 1/2) / h, in fifths
+    columns = [(2 * i + 1) * 5 // (2 * w) for i in range(w)]
+    assert grid_labels(*size).tolist() == [[5 * r + c for c in columns] for r in rows]
+
+
+def test_an_image_of_one_cell_lies_in_the_middle_of_the_grid():
+    assert grid_labels(1, 1).tolist() == [[12]]
 
 
 def test_a_damaged_image_is_named(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pretrain.masks import quality_command
 from pretrain.masks.agreement import Annotated, agreement
 from pretrain.masks.cells import enlarge
 from pretrain.masks.quality import MEASURES, Quality, Scores, equal_grid, named, quality_of
@@ -150,6 +151,32 @@ def scores(values: dict[str, list[float]], clusters: list[int]) -> Scores:
 def quality(source: Scores) -> Quality:
     sizes = np.array([(255, 256), (256, 256), (512, 512), (480, 640)])
     return Quality(SPEC, "id", tuple("abcd"), sizes, {"kmeans_epoch_0007": source})
+
+
+def test_a_store_by_two_spellings_counts_once_under_the_first(roots, tmp_path):
+    folder = make_store(tmp_path / "run/masks/epoch_0001", roots)
+    (tmp_path / "link").symlink_to(folder)
+    for spellings in (
+        [folder, folder.parent / ".." / "masks" / folder.name, tmp_path / "link"],
+        [tmp_path / "link", folder],
+    ):
+        found = quality_of(spellings, SPEC, roots)
+        assert list(found.sources) == [f"kmeans_{spellings[0].name}", "grid5x5"]
+
+
+def test_a_store_may_be_called_what_would_be_a_formula(roots, tmp_path):
+    folders = [make_store(tmp_path / name, roots) for name in ("a$b^{c$", "epoch_0001")]
+    quality = quality_of(folders, SPEC, roots)
+    assert write_quality(tmp_path, quality)["curve"] == "curve.png"
+
+
+def test_no_folder_for_the_files_is_refused_before_the_work(roots, tmp_path, monkeypatch):
+    folder = make_store(tmp_path / "m", roots)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(quality_command, "quality_of", lambda *_, **__: pytest.fail("measured"))
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(ValueError, match=rf"^--out {out}: {tmp_path / 'file'} is there and no"):
+            run_quality([folder], SPEC, roots.root, out=out)
 
 
 def test_images_fall_into_sizes_and_cluster_numbers_at_the_stated_ends():

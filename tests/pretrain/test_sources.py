@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from skimage.segmentation import felzenszwalb
 
 from pretrain.masks import sources
+from pretrain.masks.cells import by_area, majority
 from pretrain.masks.sources import felzenszwalb_labels, make_fixed_masks
 from pretrain.masks.store import MaskError, MaskStore
 from sslbench.datasets import DataError, DataRoots, images, images_id
@@ -109,3 +111,19 @@ def test_felzenszwalb_has_no_segment_below_a_thousand_pixels():
     image = np.zeros((80, 120, 3), np.uint8)
     image[24:48, 24:64] = 255  # 960 pixels
     assert (felzenszwalb_labels(image) == 0).all()
+
+
+def test_felzenszwalb_has_detcons_scale_and_least_size():
+    """Against scikit-image itself, on a picture where other settings find other segments."""
+    generator = np.random.default_rng(0)
+    blocks = generator.integers(0, 256, (9, 12, 3)).repeat(20, axis=0).repeat(20, axis=1)
+    image = (blocks // 3 + generator.integers(0, 60, blocks.shape)).astype(np.uint8)
+
+    def found(scale, min_size):
+        return by_area(majority(felzenszwalb(image, scale=scale, min_size=min_size)))
+
+    made = felzenszwalb_labels(image)
+    assert len(np.unique(made)) > 5
+    assert np.array_equal(made, found(1000, 1000))
+    for other in ((800, 1000), (1250, 1000), (1000, 800), (1000, 1250)):
+        assert not np.array_equal(made, found(*other))

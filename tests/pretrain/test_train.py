@@ -17,10 +17,10 @@ from pretrain.checkpoint import DivergedError, ResumeError
 from pretrain.config import PretrainConfig
 from pretrain.masks import refresh, sources
 from pretrain.methods.cyborgs import Cyborgs
-from pretrain.train import Run
+from pretrain.train import Place, Run
 from sslbench.config import ConfigError, build
 from sslbench.files import FileError
-from sslbench.log import read_metrics
+from sslbench.log import RunLog, read_metrics
 from tests.pretrain.compare import assert_equal, masks
 from tests.pretrain.runs import last_checkpoint, train, train_and_stop
 
@@ -143,6 +143,13 @@ def test_without_warmup_the_statistics_are_calibrated_first(
         seen[0][1],
         train_module.lookup(train_module.METHODS, "cyborgs", "")(cfg).online_backbone.conv1.weight,
     )
+
+
+def test_calibration_sees_a_hundred_batches(tiny, image_list, tmp_path):
+    with RunLog(tmp_path) as log:
+        run = Run(tiny, image_list, Place(tmp_path, torch.device("cpu")), log)
+        run.calibrate(("layer2.1",))
+    assert int(run.method.online_backbone.bn1.num_batches_tracked) == 100
 
 
 def test_warmup_steps_leave_all_behind_the_clustering_layer_as_it_was(tiny, image_list, tmp_path):

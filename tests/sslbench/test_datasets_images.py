@@ -153,6 +153,16 @@ def test_the_id_depends_on_names_and_sizes_not_on_place_or_time(folder: Path):
     assert len({first, added, grown}) == 3
 
 
+def test_a_name_that_is_not_utf8_is_named_with_the_way_out(folder: Path):
+    try:
+        (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(devkits.jpeg((4, 4)))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    listed = images(folder, NOWHERE)
+    with pytest.raises(DataError, match=r"photos: .*'caf\\udce9\.png' is not UTF-8; rename"):
+        images_id(listed)
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "PPM", "tif"])
 def test_another_picture_of_equal_size_is_noticed_without_compression(suffix, tmp_path: Path):
     path = tmp_path / f"a.{suffix}"
