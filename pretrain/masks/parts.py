@@ -8,6 +8,7 @@ processes nor on where the work was interrupted.
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,7 @@ from sslbench.files import atomic_path, read_json, write_json
 from sslbench.log import Progress
 
 PARTIAL = ".partial"  # ends the name of a folder of parts
+UNREADABLE = (zipfile.BadZipFile, EOFError, KeyError, ValueError)  # a file that was cut short
 HASHES = {"images_id": "the images' id", "backbone": "the weights' hash"}
 Part = dict[int, MaskEntry]  # index of the image -> its masks
 
@@ -32,6 +34,9 @@ class Shows(Protocol):
         self, total: int, label: str, initial: int = 0
     ) -> AbstractContextManager[Progress]:
         """Show progress for the block."""
+
+    def info(self, text: str) -> None:
+        """Say one line."""
 
 
 def make_in_parts(
@@ -52,31 +57,48 @@ def make_in_parts(
     """
     parts_dir = parts_of(folder)
     if not _is_made(folder, manifest):
+        missing: list[int] = []
         if dist.is_main():
             _prepare(parts_dir, manifest, num_parts)
-        dist.barrier()
-        make_missing(parts_dir, num_parts, make, label, log)
-        dist.barrier()
-        if dist.is_main():
-            write_store(folder, _in_image_order(parts_dir, num_parts), manifest)
-        dist.barrier()
+            missing = _missing(parts_dir, num_parts, log)
+        # as one process sees them: the files of a network disk may show late on another machine
+        missing = dist.from_main(missing)
+        with dist.patient_barrier() as wait:
+            _make_missing(parts_dir, missing, num_parts, make, label, log)
+            wait()
+            if dist.is_main():
+                write_store(folder, _in_image_order(parts_dir, num_parts), manifest)
+            wait()
     if dist.is_main() and parts_dir.exists():  # also those that a kill left while they went
         shutil.rmtree(parts_dir)
     return MaskStore(folder, manifest["images_id"])
 
 
-def make_missing(
+def _missing(parts_dir: Path, num_parts: int, log: Shows) -> list[int]:
+    """Numbers of the parts that are not there; parts that cannot be read are dropped."""
+    for path in sorted(parts_dir.glob("part_*.npz")):
+        try:
+            _load(path)
+        except UNREADABLE as error:
+            log.info(f"{path} cannot be read ({error}); it is made anew")
+            path.unlink()
+    there = {path.name for path in parts_dir.glob("part_*.npz")}
+    return [n for n in range(num_parts) if _part_path(parts_dir, n).name not in there]
+
+
+def _make_missing(
     parts_dir: Path,
+    missing: Sequence[int],
     num_parts: int,
     make: Callable[[Sequence[int]], Iterable[Part]],
     label: str,
     log: Shows,
 ) -> None:
-    """Make and keep those of this process's parts that are not there yet."""
-    mine = range(dist.rank(), num_parts, dist.world_size())
-    missing = [number for number in mine if not _part_path(parts_dir, number).exists()]
-    with log.progress(len(mine), label, initial=len(mine) - len(missing)) as bar:
-        for number, part in zip(missing, make(missing), strict=True):
+    """Make and keep this process's share of the missing parts."""
+    mine = missing[dist.rank() :: dist.world_size()]
+    done = (num_parts - len(missing)) // dist.world_size()
+    with log.progress(done + len(mine), label, initial=done) as bar:
+        for number, part in zip(mine, make(mine), strict=True):
             _save(_part_path(parts_dir, number), part)
             bar.advance()
 
