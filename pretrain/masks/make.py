@@ -7,7 +7,7 @@ the work among their processes.
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -146,13 +146,22 @@ def make_store(
             work = _fixed(order, listed, roots, num_workers)
         else:
             work = _bootstrapped(order, listed, torch.device(mine), num_workers)
-        require_same(folder, work.manifest)
-        finished = _opened_if_finished(folder, work.manifest["images_id"])
-        dist.barrier()  # nobody begins before everybody has looked
+        finished = _look(folder, work.manifest)
         if finished is not None:
             return finished
         with _alone(folder) if dist.is_main() else contextlib.nullcontext():
-            return work.make(folder)
+            dist.barrier()
+            # another command may have made it before this one held the lock
+            finished = _look(folder, work.manifest)
+            return work.make(folder) if finished is None else finished
+
+
+def _look(folder: Path, manifest: Mapping[str, Any]) -> MaskStore | None:
+    """Open what is there and fits; nobody writes before every process has looked."""
+    require_same(folder, manifest)
+    finished = _opened_if_finished(folder, manifest["images_id"])
+    dist.barrier()
+    return finished
 
 
 def _require_name(folder: Path) -> None:

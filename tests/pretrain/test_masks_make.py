@@ -208,6 +208,28 @@ def test_two_commands_do_not_make_one_store(image_dir, tmp_path):
     make_module.make_store(tmp_path / "own", order, DataRoots(tmp_path))
 
 
+@pytest.mark.parametrize("other", ["source=crop", "source=grid"])
+def test_what_another_command_made_before_the_lock_was_held_is_kept(
+    other, image_dir, tmp_path, monkeypatch
+):
+    def other_first(folder):
+        monkeypatch.undo()
+        made(folder, image_dir, other)
+        states.append((content(folder), (folder / "labels.bin").stat().st_ino))
+        return make_module._alone(folder)
+
+    states: list[object] = []
+    monkeypatch.setattr(make_module, "_alone", other_first)
+    if other == "source=crop":
+        told = refused(tmp_path / "m/own", image_dir, "source=grid")
+        assert "source is crop there and grid here" in told
+    else:
+        made(tmp_path / "m/own", image_dir, "source=grid")
+    own = tmp_path / "m/own"
+    assert states == [(content(own), (own / "labels.bin").stat().st_ino)]
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["own"]
+
+
 def test_any_number_of_processes_makes_the_same_files(checkpoint, image_dir, tmp_path, in_turn):
     words = ["--checkpoint", checkpoint, *KEYS]
     made(tmp_path / "one", image_dir, *words)
