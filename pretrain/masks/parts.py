@@ -16,7 +16,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size, write_store
+from pretrain.masks.store import (
+    MaskEntry,
+    MaskError,
+    MaskStore,
+    read_table,
+    require_kinds,
+    stored_size,
+    write_store,
+)
 from sslbench import dist
 from sslbench.files import atomic_path, read_json, write_json
 from sslbench.log import Progress
@@ -114,7 +122,9 @@ def require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
     for place in (folder, parts_of(folder)):
         path = place / "manifest.json"
         if path.exists():
-            _require_same_manifest(place, read_json(path), _as_json(manifest))
+            there = read_table(path)
+            require_kinds(path, there)
+            _require_same_manifest(place, there, _as_told(manifest, there))
         elif place.exists() and not _is_left_of_parts(place):
             raise MaskError(
                 f"{place} is there already and holds no masks (it has no manifest.json). "
@@ -144,8 +154,9 @@ def _require_same_manifest(place: Path, there: Any, wanted: Mapping[str, Any]) -
 
 
 def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the one table that a manifest has, of k-means."""
-    return {**manifest, **manifest.get("rule", {}), "rule": None}
+    """Without the one table that a manifest has, of k-means or of a fixed source."""
+    tables = {"rule": None, "settings": None}
+    return {**manifest, **manifest.get("rule", {}), **manifest.get("settings", {}), **tables}
 
 
 def parts_of(folder: Path) -> Path:
@@ -155,7 +166,18 @@ def parts_of(folder: Path) -> Path:
 
 def _is_made(folder: Path, manifest: Mapping[str, Any]) -> bool:
     path = folder / "manifest.json"
-    return path.exists() and _as_json(manifest).items() <= read_json(path).items()
+    if not path.exists():
+        return False
+    there = read_table(path)
+    return _as_told(manifest, there).items() <= there.items()
+
+
+def _as_told(manifest: Mapping[str, Any], there: Any) -> dict[str, Any]:
+    """As it reads back; without the settings of a source where ``there`` is from before them."""
+    plain = _as_json(manifest)
+    if isinstance(there, dict) and "settings" not in there:
+        plain.pop("settings", None)
+    return plain
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -167,21 +189,35 @@ def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare(parts_dir: Path, manifest: Mapping[str, Any], num_parts: int) -> None:
     """Keep an interrupted run's parts only if they were made under the same manifest."""
     path = parts_dir / "manifest.json"
-    wanted = _as_json(manifest)
-    stale = read_json(path) != wanted if path.exists() else any(parts_dir.glob("part_*"))
+    if path.exists():
+        there = read_json(path)
+        stale = there != _as_told(manifest, there)
+    else:
+        stale = any(parts_dir.glob("part_*"))
     if stale:
         shutil.rmtree(parts_dir)
     parts_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_json(path, wanted)
+        write_json(path, _as_json(manifest))
     write_json(parts_dir / "parts.json", {"num_parts": num_parts})  # for those who look on
 
 
 def parts_done(parts_dir: Path) -> str:
-    """How far an unfinished generation is, as ``3 of 12 parts``."""
+    """How far an unfinished generation is, as ``3 of 12 parts``.
+
+    Raises:
+        MaskError: what tells their number is broken.
+    """
     done = sum(1 for _ in parts_dir.glob("part_*.npz"))
     path = parts_dir / "parts.json"
-    total = read_json(path)["num_parts"] if path.exists() else "?"
+    if not path.exists():
+        return f"{done} of ? parts"
+    total = read_table(path).get("num_parts")
+    if not isinstance(total, int):
+        raise MaskError(
+            f"{path}: num_parts should be a whole number, not {total}. The command that was "
+            "making these masks, run again, mends it"
+        )
     return f"{done} of {total} parts"
 
 

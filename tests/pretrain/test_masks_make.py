@@ -36,8 +36,14 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["max_clusters=6", "images_per_clustering=3", "iterations=4"]
 
 
+def device_for(*words: object) -> list[str]:
+    """The CPU for a network; masks that need none refuse to be told."""
+    sources = [word for word in map(str, words) if word.startswith("source=")]
+    return ["--device", "cpu"] if sources in ([], ["source=kmeans"]) else []
+
+
 def call(store: Path, images: object, *words: object) -> Result:
-    arguments = ["make", store, "--images", images, "--device", "cpu", *words]
+    arguments = ["make", store, "--images", images, *device_for(*words), *words]
     return CliRunner().invoke(app, [str(word) for word in arguments])
 
 
@@ -146,6 +152,7 @@ def test_a_finished_store_that_was_damaged_is_refused(image_dir, tmp_path):
     (tmp_path / "own/labels.bin").write_bytes(bytes(labels))
     told = refused(tmp_path / "own", image_dir, "source=grid")
     assert "the content's hash is" in told and f"delete {tmp_path / 'own'} and run" in told
+    assert "run folder" not in told
 
 
 KILLED = """
@@ -257,7 +264,7 @@ def test_two_processes_of_torchrun_make_the_bytes_of_one(source, checkpoint, ima
     torchrun += [f"--master-port={free_port()}", "-m", "pretrain.masks"]
     command = [sys.executable, *torchrun, "make", tmp_path / "two", "--images", image_dir]
     done = subprocess.run(
-        [str(word) for word in [*command, "--device", "cpu", *words]],
+        [str(word) for word in [*command, *device_for(*words), *words]],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -285,6 +292,8 @@ def test_two_processes_of_torchrun_make_the_bytes_of_one(source, checkpoint, ima
         (["grid"], "override 'grid' must look like key.sub=value"),
         (["source=ground_truth"], "source='ground_truth' needs annotations, and --images"),
         (["--checkpoint", "none.pt"], "none.pt: no such file"),
+        (["source=boxes", "--device", "cuda:9"], "--device cuda:9 would change nothing: leave"),
+        (["source=grid", "--workers", 99], "--workers 99 would change nothing: leave it out"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(words, told, image_dir, tmp_path):
@@ -314,6 +323,45 @@ def test_what_is_no_store_is_never_written_over(kind, image_dir, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert "holds no masks" in refused(place, image_dir, "source=grid")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_that_leads_nowhere_is_no_place_for_a_store(image_dir, tmp_path):
+    (tmp_path / "m").mkdir()
+    for link, store in (("own", "own"), ("own.partial", "own"), ("up", "up/own")):
+        (tmp_path / "m" / link).symlink_to(tmp_path / "moved")
+        told = refused(tmp_path / "m" / store, image_dir, "source=grid")
+        assert f"{tmp_path / 'm' / link} is a broken link to {tmp_path / 'moved'}" in told
+        (tmp_path / "m" / link).unlink()
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_store_below_a_file_is_refused(image_dir, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    told = refused(tmp_path / "notes.txt/deep/own", image_dir, "source=grid")
+    assert f"{tmp_path / 'notes.txt'} is no folder. Give another STORE" in told
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"rule": None}, "rule should be a table, not None"),
+        ({"rule": "x"}, "rule should be a table, not x"),
+        ({"layers": [3]}, "layers should be a list of names, not [3]"),
+    ],
+)
+def test_a_manifest_that_nothing_can_be_done_with_is_named_and_kept(
+    values, told, state, image_dir, tmp_path
+):
+    made(tmp_path / "m/own", image_dir, "source=grid")
+    place = tmp_path / "m" / ("own" if state == "finished" else "own.partial")
+    (tmp_path / "m/own").rename(place)
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | values))
+    before = content(place)
+    said = refused(tmp_path / "m/own", image_dir, "source=grid")
+    assert f"{place / 'manifest.json'}: {told}" in said
+    assert content(place) == before
 
 
 @pytest.mark.parametrize(
