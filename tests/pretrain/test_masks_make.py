@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pretrain.checkpoint import save_untrained
 from pretrain.config import PretrainConfig
+from pretrain.masks import boxes, parts, sources
 from pretrain.masks import make as make_module
-from pretrain.masks import parts
 from pretrain.masks.__main__ import app
 from pretrain.masks.kmeans import KMeans
 from pretrain.masks.network import read_network
@@ -408,6 +408,55 @@ def test_other_annotations_are_other_masks(tmp_path):
     made(tmp_path / "own", *words)
     write_coco(tmp_path / "coco", side=16)
     assert "annotations is" in refused(tmp_path / "own", *words)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "constant", "value", "told"),
+    [
+        ("felzenszwalb", sources, "FH_MIN_SIZE", 500, "min_size is 1000 there and 500 here"),
+        ("felzenszwalb", sources, "FH_SIGMA", 0.5, "sigma is 0.8 there and 0.5 here"),
+        ("boxes", boxes, "MAX_OVERLAP", 0.25, "max_overlap is 0.5 there and 0.25 here"),
+    ],
+)
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+def test_other_settings_of_a_fixed_source_are_other_masks(
+    source, module, constant, value, told, state, image_dir, tmp_path, monkeypatch
+):
+    words = [tmp_path / "own", image_dir, f"source={source}"]
+    made(*words)
+    if state == "unfinished":
+        (tmp_path / "own").rename(tmp_path / "own.partial")
+    monkeypatch.setattr(module, constant, value)
+    assert told in refused(*words)
+
+
+def forget_settings(place: Path) -> None:
+    manifest = json.loads((place / "manifest.json").read_text())
+    del manifest["settings"]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("source", ["felzenszwalb", "boxes"])
+def test_masks_from_before_settings_were_told_stay_valid(source, image_dir, tmp_path, monkeypatch):
+    words = [tmp_path / "own", image_dir, f"source={source}"]
+    made(*words)
+    forget_settings(tmp_path / "own")
+    before = content(tmp_path / "own")
+    monkeypatch.setitem(sources.SOURCES, source, lambda _: pytest.fail("made again"))
+    made(*words)
+    assert content(tmp_path / "own") == before
+
+
+def test_parts_from_before_settings_were_told_are_used(image_dir, tmp_path, monkeypatch):
+    words = [image_dir, "source=felzenszwalb"]
+    made(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_store", lambda *_: (_ for _ in ()).throw(ValueError))
+        refused(tmp_path / "cut", *words)
+    forget_settings(tmp_path / "cut.partial")
+    monkeypatch.setitem(sources.SOURCES, "felzenszwalb", lambda _: pytest.fail("made again"))
+    made(tmp_path / "cut", *words)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_keys_mean_what_they_mean_in_a_pretraining():
