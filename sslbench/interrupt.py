@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sslbench.lock import born
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send
 SECONDS_BETWEEN_LOOKS = 1.0  # of a worker, at whether its parent lives
 
@@ -73,14 +75,14 @@ def obey_parent_only(worker: int = 0) -> None:
         worker: its number, which loaders pass and nobody needs.
     """
     maker = multiprocessing.parent_process()
-    # as the parent wrote it down: by now it may be dead, and another process in its place
-    parent = os.getppid() if maker is None or maker.pid is None else maker.pid
+    assert maker is not None and maker.pid is not None, "not called in a worker"
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with, args=(maker.pid,), daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
+def _end_with(parent: int) -> None:
+    began = born(parent)  # which tells it from a later process with its number
+    while began and born(parent) == began:
         heard = signal.sigtimedwait(SIGNALS, SECONDS_BETWEEN_LOOKS)
         if heard is not None and heard.si_pid == parent:
             break

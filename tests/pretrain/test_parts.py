@@ -1,6 +1,7 @@
 """Parts of a mask generation: how they are shared, waited for, and mended."""
 
 import os
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -76,7 +77,7 @@ def test_a_part_that_was_cut_short_is_made_anew_and_the_log_says_so(kept, tmp_pa
 
 
 UNEQUAL = """
-import datetime, os, signal, sys, time
+import datetime, os, signal, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from torch.distributed.distributed_c10d import _set_pg_timeout
@@ -91,6 +92,10 @@ class Slow(Maker):
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(3)
             yield part
+        if dist.rank() == 0 and sys.argv[3] == "interrupted":
+            global asked
+            asked = time.monotonic() + 1
+            threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 try:
     with dist.process_group("cpu"):
@@ -98,6 +103,8 @@ try:
         finish(Path(sys.argv[2]), Slow(), num_parts=2)
 except dist.PeerLostError as error:
     sys.exit(str(error))
+except KeyboardInterrupt:
+    sys.exit(f"stopped after {time.monotonic() - asked:.1f} s")
 """
 
 
@@ -130,3 +137,12 @@ def test_a_rank_waits_for_a_slower_one_beyond_the_timeout_of_collectives(tmp_pat
 def test_a_rank_that_waits_notices_that_the_other_died(tmp_path):
     (code, said), _ = two_ranks(tmp_path / "m/two", "dies")
     assert code == 1 and "rank 0 of 2: another process of this run died" in said, said
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_obeys_a_signal_at_once(tmp_path):
+    """The other would keep it waiting for two seconds more."""
+    (code, said), _ = two_ranks(tmp_path / "m/two", "interrupted")
+    told = re.search(r"stopped after ([\d.]+) s", said)
+    assert code == 1 and told is not None, said
+    assert float(told[1]) < 1

@@ -72,6 +72,14 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+def _ends(pid: int) -> bool:
+    """Whether it does within 20 seconds."""
+    end = time.monotonic() + 20
+    while _is_alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not _is_alive(pid)
+
+
 def test_a_worker_that_nobody_reads_from_ends_with_its_killed_parent():
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", PARENT, str(root)]
@@ -82,41 +90,39 @@ def test_a_worker_that_nobody_reads_from_ends_with_its_killed_parent():
     try:
         parent.kill()
         parent.wait()
-        end = time.monotonic() + 20
-        while _is_alive(worker) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not _is_alive(worker)
+        assert _ends(worker)
     finally:
         if _is_alive(worker):
             os.kill(worker, signal.SIGKILL)
         parent.stdout.close()
 
 
-def _orphaned(pids) -> None:
-    """Obey a parent that is gone already."""
-    child = os.fork()
-    if child == 0:
-        time.sleep(0.3)  # until this process, its parent, is gone
-        pids.put(os.getpid())
-        pids.close()
-        pids.join_thread()
-        obey_parent_only()
-        time.sleep(60)
+def _orphan(pids) -> None:
+    maker = multiprocessing.parent_process().pid
+    while _is_alive(maker):
+        time.sleep(0.01)
+    pids.put(os.getpid())
+    pids.close()
+    pids.join_thread()
+    obey_parent_only()
+    time.sleep(60)
+
+
+def _start_an_orphan(pids) -> None:
+    multiprocessing.get_context("fork").Process(target=_orphan, args=(pids,)).start()
     os._exit(0)
 
 
 def test_a_worker_whose_parent_died_before_it_looked_ends():
     context = multiprocessing.get_context("fork")
     pids = context.Queue()
-    context.Process(target=_orphaned, args=(pids,)).start()
-    orphan = pids.get(timeout=30)
-    end = time.monotonic() + 20
-    while _is_alive(orphan) and time.monotonic() < end:
-        time.sleep(0.05)
-    alive = _is_alive(orphan)
-    if alive:
-        os.kill(orphan, signal.SIGKILL)
-    assert not alive
+    context.Process(target=_start_an_orphan, args=(pids,)).start()
+    worker = pids.get(timeout=30)
+    try:
+        assert _ends(worker)
+    finally:
+        if _is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_signal_that_is_held_back_arrives_afterwards():
