@@ -5,14 +5,17 @@ import datetime
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TIMEOUT = datetime.timedelta(hours=1)  # of one collective; a refresh of COCO takes minutes
+TIMEOUT = datetime.timedelta(hours=1)  # of one collective
+PATIENCE = datetime.timedelta(days=7)  # with work that is shared out unequally
+SECONDS_BETWEEN_LOOKS = 0.1  # of who waits patiently
 BUCKET_BYTES = 32 << 20  # of gradients per all-reduce
 FIRST_PORT, NUM_PORTS = 20000, 20000
 PEER_IS_GONE = (
@@ -293,3 +296,37 @@ def barrier() -> None:
         import torch.distributed as torch_dist
 
         torch_dist.barrier()
+
+
+def from_main(numbers: Sequence[int]) -> list[int]:
+    """Tell every process the numbers that rank 0 gives; those of the others do not matter."""
+    if world_size() == 1:
+        return list(numbers)
+    import torch.distributed as torch_dist
+
+    held = [list(numbers)]
+    torch_dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
+@contextlib.contextmanager
+def patient_barrier() -> Iterator[Callable[[], None]]:
+    """Yield a barrier for work that may keep one process hours longer than another.
+
+    It outlasts ``TIMEOUT``, lets signals through, and still fails where another process dies.
+    """
+    if world_size() == 1:
+        yield lambda: None
+        return
+    import torch.distributed as torch_dist
+
+    group: Any = torch_dist.new_group(backend="gloo", timeout=PATIENCE)
+
+    def wait() -> None:
+        others: Any = torch_dist.barrier(group, async_op=True)
+        while not others.is_completed():  # a plain wait would hold back every signal
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        others.wait()
+
+    yield wait
+    torch_dist.destroy_process_group(group)  # after success alone, as in process_group

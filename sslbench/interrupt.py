@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: it finishes its step, saves, and the same command continues."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -7,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from sslbench.lock import born
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, and what schedulers send
+SECONDS_BETWEEN_LOOKS = 1.0  # of a worker, at whether its parent lives
 
 
 class StopRequest:
@@ -62,16 +66,24 @@ def held_back() -> Iterator[None]:
 
 
 def obey_parent_only(worker: int = 0) -> None:
-    """Let a worker process end by a signal of its parent, and by nobody else's.
+    """Let a worker process end by a signal of its parent or with it, and by nobody else's.
+
+    A parent that is killed tells its workers nothing, and one that has made more than a pipe holds
+    would wait for its reader for ever: each holds the reading end itself.
 
     Args:
         worker: its number, which loaders pass and nobody needs.
     """
+    maker = multiprocessing.parent_process()
+    assert maker is not None and maker.pid is not None, "not called in a worker"
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    threading.Thread(target=_end_when_parent_asks, daemon=True).start()
+    threading.Thread(target=_end_with, args=(maker.pid,), daemon=True).start()
 
 
-def _end_when_parent_asks() -> None:
-    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _end_with(parent: int) -> None:
+    began = born(parent)  # which tells it from a later process with its number
+    while began and born(parent) == began:
+        heard = signal.sigtimedwait(SIGNALS, SECONDS_BETWEEN_LOOKS)
+        if heard is not None and heard.si_pid == parent:
+            break
+    os._exit(0)  # at once: the other threads may be waiting for ever

@@ -35,7 +35,7 @@ def hold_lock(folder: Path) -> Iterator[str]:
 
 def _claim(path: Path, attempt: str) -> None:
     pid = os.getpid()
-    mine = {"attempt": attempt, "host": platform.node(), "pid": pid, "born": _born(pid)}
+    mine = {"attempt": attempt, "host": platform.node(), "pid": pid, "born": born(pid)}
     scratch = path.with_name(f".{path.name}.{attempt}.tmp")
     scratch.write_text(json.dumps(mine))
     try:
@@ -102,10 +102,10 @@ def _alive(owner: dict[str, Any]) -> bool:
         return False
     except PermissionError:
         return True
-    return bool(_born(pid) == owner.get("born"))
+    return bool(born(pid) == owner.get("born"))
 
 
-def _born(pid: int) -> str:
+def born(pid: int) -> str:
     """Start time of a process in clock ticks since boot; empty without /proc and for a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()

@@ -105,6 +105,12 @@ def _progress(total: int, label: str, initial: int = 0) -> Progress:
     return (_Bar if sys.stderr.isatty() else _Heartbeat)(total, label, initial)
 
 
+def info(text: str) -> None:
+    """Say one line about work that has no run folder, on rank 0."""
+    if dist.is_main():
+        _say(text)
+
+
 @contextlib.contextmanager
 def progress(total: int, label: str, initial: int = 0) -> Iterator[Progress]:
     """Show progress for work that has no run folder."""

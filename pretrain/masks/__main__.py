@@ -53,7 +53,9 @@ def make(
     branch: Annotated[
         str | None, typer.Option(help="of the checkpoint: online (default), target or a prefix")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="of the network: auto, cpu, cuda, cuda:1 ...")
+    ] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="processes that help")] = 0,
 ) -> None:
     """Make masks of any images; the same command continues an interrupted store."""

@@ -1,5 +1,6 @@
 """What mask generations there are, one row each: what they hold and how they were made."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from pretrain.masks.parts import PARTIAL, parts_done
-from pretrain.masks.store import MaskError, MaskStore, read_index, read_manifest
-from sslbench.files import read_json
+from pretrain.masks.store import (
+    MaskError,
+    MaskStore,
+    broken_link,
+    read_index,
+    read_manifest,
+    read_table,
+    require_kinds,
+)
 
 UNKNOWN = "-"
 
@@ -47,15 +55,19 @@ def list_masks(path: Path) -> list[Row]:
 
 
 def mask_folders(path: Path) -> list[Path]:
-    """Finished and unfinished generations at or below ``path``, in the order of their names."""
+    """Finished and unfinished generations at or below ``path``, in the order of their names.
+
+    Broken links count: the masks of a run are links where they were made before it.
+    """
     if not path.is_dir():
-        raise MaskError(f"{path}: no such folder")
+        raise MaskError(broken_link(path) or f"{path}: no such folder")
+    path = Path(os.path.abspath(path))  # "." has no name
     if _is_generation(path):
         return [path]
     inner = path / "masks" if (path / "masks").is_dir() else path
     # scratch folders of killed writers begin with a dot
     shown = [folder for folder in inner.iterdir() if not folder.name.startswith(".")]
-    return sorted(folder for folder in shown if _is_generation(folder))
+    return sorted(folder for folder in shown if _is_generation(folder) or broken_link(folder))
 
 
 def _is_generation(folder: Path) -> bool:
@@ -69,15 +81,24 @@ def _has_manifest(folder: Path) -> bool:
 
 
 def _describe(folder: Path) -> Row:
-    if folder.suffix == PARTIAL:
-        path = folder / "manifest.json"
-        made_from = _made_from(read_json(path) if path.exists() else {})
-        return Row(folder.stem, state=f"unfinished: {parts_done(folder)}", **made_from)
+    is_partial = folder.suffix == PARTIAL
+    name = folder.stem if is_partial else folder.name
     try:
-        store = MaskStore(folder, read_manifest(folder)["images_id"])
-        return Row(folder.name, **_held(store) | _made_from(store.manifest))
+        return Row(name, **(_begun(folder) if is_partial else _finished(folder)))
     except ValueError as error:
-        return Row(folder.name, state=f"damaged: {error}")
+        return Row(name, state=f"damaged: {broken_link(folder) or error}")
+
+
+def _begun(folder: Path) -> dict[str, str]:
+    path = folder / "manifest.json"
+    manifest = read_table(path) if path.exists() else {}
+    require_kinds(path, manifest)
+    return {"state": f"unfinished: {parts_done(folder)}", **_made_from(manifest)}
+
+
+def _finished(folder: Path) -> dict[str, str]:
+    store = MaskStore(folder, read_manifest(folder)["images_id"])
+    return _held(store) | _made_from(store.manifest)
 
 
 def _held(store: MaskStore) -> dict[str, str]:

@@ -7,7 +7,7 @@ the work among their processes.
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,9 +22,9 @@ from pretrain.masks.network import read_network
 from pretrain.masks.parts import PARTIAL, parts_of, require_same
 from pretrain.masks.refresh import Bootstrap, refresh
 from pretrain.masks.refresh import manifest_of as bootstrapped_manifest
-from pretrain.masks.sources import make_fixed_masks, require_source
+from pretrain.masks.sources import SLOW, make_fixed_masks, require_source
 from pretrain.masks.sources import manifest_of as fixed_manifest
-from pretrain.masks.store import MaskError, MaskStore
+from pretrain.masks.store import REMAKE, MaskError, MaskStore, broken_link
 from pretrain.masks.verify import problems
 from pretrain.precision import resolved
 from sslbench import dist, log
@@ -136,9 +136,12 @@ def make_store(
         num_workers: processes that help each process of the run.
 
     Raises:
+        ConfigError: nothing can be made there, or something given has no effect.
         MaskError: the folder holds something else, or is damaged.
     """
     _require_name(folder)
+    _require_place(folder)
+    _refuse_idle(order.config, device, num_workers)
     wanted = "cpu" if order.config.is_fixed else prepare_device(device)
     with dist.process_group(wanted) as mine:
         listed = images(order.images, roots)
@@ -146,13 +149,22 @@ def make_store(
             work = _fixed(order, listed, roots, num_workers)
         else:
             work = _bootstrapped(order, listed, torch.device(mine), num_workers)
-        require_same(folder, work.manifest)
-        finished = _opened_if_finished(folder, work.manifest["images_id"])
-        dist.barrier()  # nobody begins before everybody has looked
+        finished = _look(folder, work.manifest)
         if finished is not None:
             return finished
         with _alone(folder) if dist.is_main() else contextlib.nullcontext():
-            return work.make(folder)
+            dist.barrier()
+            # another command may have made it before this one held the lock
+            finished = _look(folder, work.manifest)
+            return work.make(folder) if finished is None else finished
+
+
+def _look(folder: Path, manifest: Mapping[str, Any]) -> MaskStore | None:
+    """Open what is there and fits; nobody writes before every process has looked."""
+    require_same(folder, manifest)
+    finished = _opened_if_finished(folder, manifest["images_id"])
+    dist.barrier()
+    return finished
 
 
 def _require_name(folder: Path) -> None:
@@ -161,6 +173,31 @@ def _require_name(folder: Path) -> None:
         raise ConfigError(
             f"STORE {str(folder)!r} is no name for a folder of masks: it comes first, as masks/fh, "
             f"before key=value, and may not end in {PARTIAL}"
+        )
+
+
+def _require_place(folder: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    links = (broken_link(place) for place in (folder, parts_of(folder), *folder.parents))
+    told = next(filter(None, links), "")
+    nearest = next((place for place in folder.parents if place.exists()), folder.parent)
+    if not told and not nearest.is_dir():
+        told = f"{nearest} is no folder"
+    if told:
+        raise ConfigError(f"no masks can be made at {folder}: {told}. Give another STORE")
+
+
+def _refuse_idle(cfg: MakeConfig, device: str, num_workers: int) -> None:
+    """Refuse what a fixed source has no use for."""
+    given = []
+    if cfg.is_fixed and device != "auto":
+        given.append(f"--device {device}")
+    if cfg.is_fixed and cfg.source not in SLOW and num_workers:
+        given.append(f"--workers {num_workers}")
+    if given:
+        raise ConfigError(
+            f"source={cfg.source!r} is made by this process on the CPU, so that "
+            f"{' and '.join(given)} would change nothing: leave it out"
         )
 
 
@@ -196,7 +233,8 @@ def _opened_if_finished(folder: Path, identity: str) -> MaskStore | None:
         return None
     found = next(problems(folder), "")
     if found:
-        raise MaskError(f"{found}; here: delete {folder} and run the same command again")
+        found = found.removesuffix(f". {REMAKE}")
+        raise MaskError(f"{found}: delete {folder} and run the same command again")
     return MaskStore(folder, identity)
 
 

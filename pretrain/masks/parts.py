@@ -8,6 +8,7 @@ processes nor on where the work was interrupted.
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,12 +16,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pretrain.masks.store import MaskEntry, MaskError, MaskStore, stored_size, write_store
+from pretrain.masks.store import (
+    MaskEntry,
+    MaskError,
+    MaskStore,
+    read_table,
+    require_kinds,
+    stored_size,
+    write_store,
+)
 from sslbench import dist
 from sslbench.files import atomic_path, read_json, write_json
 from sslbench.log import Progress
 
 PARTIAL = ".partial"  # ends the name of a folder of parts
+UNREADABLE = (zipfile.BadZipFile, EOFError, KeyError, ValueError)  # a file that was cut short
 HASHES = {"images_id": "the images' id", "backbone": "the weights' hash"}
 Part = dict[int, MaskEntry]  # index of the image -> its masks
 
@@ -32,6 +42,9 @@ class Shows(Protocol):
         self, total: int, label: str, initial: int = 0
     ) -> AbstractContextManager[Progress]:
         """Show progress for the block."""
+
+    def info(self, text: str) -> None:
+        """Say one line."""
 
 
 def make_in_parts(
@@ -52,31 +65,48 @@ def make_in_parts(
     """
     parts_dir = parts_of(folder)
     if not _is_made(folder, manifest):
+        missing: list[int] = []
         if dist.is_main():
             _prepare(parts_dir, manifest, num_parts)
-        dist.barrier()
-        make_missing(parts_dir, num_parts, make, label, log)
-        dist.barrier()
-        if dist.is_main():
-            write_store(folder, _in_image_order(parts_dir, num_parts), manifest)
-        dist.barrier()
+            missing = _missing(parts_dir, num_parts, log)
+        # as one process sees them: the files of a network disk may show late on another machine
+        missing = dist.from_main(missing)
+        with dist.patient_barrier() as wait:
+            _make_missing(parts_dir, missing, num_parts, make, label, log)
+            wait()
+            if dist.is_main():
+                write_store(folder, _in_image_order(parts_dir, num_parts), manifest)
+            wait()
     if dist.is_main() and parts_dir.exists():  # also those that a kill left while they went
         shutil.rmtree(parts_dir)
     return MaskStore(folder, manifest["images_id"])
 
 
-def make_missing(
+def _missing(parts_dir: Path, num_parts: int, log: Shows) -> list[int]:
+    """Numbers of the parts that are not there; parts that cannot be read are dropped."""
+    for path in sorted(parts_dir.glob("part_*.npz")):
+        try:
+            _load(path)
+        except UNREADABLE as error:
+            log.info(f"{path} cannot be read ({error}); it is made anew")
+            path.unlink()
+    there = {path.name for path in parts_dir.glob("part_*.npz")}
+    return [n for n in range(num_parts) if _part_path(parts_dir, n).name not in there]
+
+
+def _make_missing(
     parts_dir: Path,
+    missing: Sequence[int],
     num_parts: int,
     make: Callable[[Sequence[int]], Iterable[Part]],
     label: str,
     log: Shows,
 ) -> None:
-    """Make and keep those of this process's parts that are not there yet."""
-    mine = range(dist.rank(), num_parts, dist.world_size())
-    missing = [number for number in mine if not _part_path(parts_dir, number).exists()]
-    with log.progress(len(mine), label, initial=len(mine) - len(missing)) as bar:
-        for number, part in zip(missing, make(missing), strict=True):
+    """Make and keep this process's share of the missing parts."""
+    mine = missing[dist.rank() :: dist.world_size()]
+    done = (num_parts - len(missing)) // dist.world_size()
+    with log.progress(done + len(mine), label, initial=done) as bar:
+        for number, part in zip(mine, make(mine), strict=True):
             _save(_part_path(parts_dir, number), part)
             bar.advance()
 
@@ -92,7 +122,9 @@ def require_same(folder: Path, manifest: Mapping[str, Any]) -> None:
     for place in (folder, parts_of(folder)):
         path = place / "manifest.json"
         if path.exists():
-            _require_same_manifest(place, read_json(path), _as_json(manifest))
+            there = read_table(path)
+            require_kinds(path, there)
+            _require_same_manifest(place, there, _as_told(manifest, there))
         elif place.exists() and not _is_left_of_parts(place):
             raise MaskError(
                 f"{place} is there already and holds no masks (it has no manifest.json). "
@@ -122,9 +154,12 @@ def _require_same_manifest(place: Path, there: Any, wanted: Mapping[str, Any]) -
 
 
 def _flat(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the one table that a manifest has, of k-means; a key that was added later is told."""
+    """Without the one table that a manifest has, of k-means or of a fixed source.
+
+    A key that was added later is told.
+    """
     rule = {"fit_every": 1, **manifest["rule"]} if "rule" in manifest else {}
-    return {**manifest, **rule, "rule": None}
+    return {**manifest, **rule, **manifest.get("settings", {}), "rule": None, "settings": None}
 
 
 def parts_of(folder: Path) -> Path:
@@ -134,7 +169,18 @@ def parts_of(folder: Path) -> Path:
 
 def _is_made(folder: Path, manifest: Mapping[str, Any]) -> bool:
     path = folder / "manifest.json"
-    return path.exists() and _as_json(manifest).items() <= read_json(path).items()
+    if not path.exists():
+        return False
+    there = read_table(path)
+    return _as_told(manifest, there).items() <= there.items()
+
+
+def _as_told(manifest: Mapping[str, Any], there: Any) -> dict[str, Any]:
+    """As it reads back; without the settings of a source where ``there`` is from before them."""
+    plain = _as_json(manifest)
+    if isinstance(there, dict) and "settings" not in there:
+        plain.pop("settings", None)
+    return plain
 
 
 def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,21 +192,35 @@ def _as_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _prepare(parts_dir: Path, manifest: Mapping[str, Any], num_parts: int) -> None:
     """Keep an interrupted run's parts only if they were made under the same manifest."""
     path = parts_dir / "manifest.json"
-    wanted = _as_json(manifest)
-    stale = read_json(path) != wanted if path.exists() else any(parts_dir.glob("part_*"))
+    if path.exists():
+        there = read_json(path)
+        stale = there != _as_told(manifest, there)
+    else:
+        stale = any(parts_dir.glob("part_*"))
     if stale:
         shutil.rmtree(parts_dir)
     parts_dir.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        write_json(path, wanted)
+        write_json(path, _as_json(manifest))
     write_json(parts_dir / "parts.json", {"num_parts": num_parts})  # for those who look on
 
 
 def parts_done(parts_dir: Path) -> str:
-    """How far an unfinished generation is, as ``3 of 12 parts``."""
+    """How far an unfinished generation is, as ``3 of 12 parts``.
+
+    Raises:
+        MaskError: what tells their number is broken.
+    """
     done = sum(1 for _ in parts_dir.glob("part_*.npz"))
     path = parts_dir / "parts.json"
-    total = read_json(path)["num_parts"] if path.exists() else "?"
+    if not path.exists():
+        return f"{done} of ? parts"
+    total = read_table(path).get("num_parts")
+    if not isinstance(total, int):
+        raise MaskError(
+            f"{path}: num_parts should be a whole number, not {total}. The command that was "
+            "making these masks, run again, mends it"
+        )
     return f"{done} of {total} parts"
 
 

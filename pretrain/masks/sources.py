@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pretrain.masks import boxes
 from pretrain.masks.boxes import box_labels, contrib
 from pretrain.masks.cells import by_area, cell_of_pixels, majority
 from pretrain.masks.ground_truth import Annotations
@@ -26,6 +27,7 @@ SLOW = ("felzenszwalb", "boxes")  # worth several processes
 
 # DetCon's settings (Henaff et al. 2021, Sec. 3), the scale as scikit-image counts it.
 FH_SCALE, FH_MIN_SIZE = 1000, 1000
+FH_SIGMA = 0.8  # of the blur before the search, in pixels; Felzenszwalb and Huttenlocher's
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,16 @@ def felzenszwalb_labels(image_HW3: np.ndarray) -> np.ndarray:
     """Segments of Felzenszwalb and Huttenlocher (2004) at full resolution, numbered by area."""
     from skimage.segmentation import felzenszwalb
 
-    return by_area(majority(felzenszwalb(image_HW3, scale=FH_SCALE, min_size=FH_MIN_SIZE)))
+    return by_area(majority(felzenszwalb(image_HW3, **_felzenszwalb_settings())))
+
+
+def _felzenszwalb_settings() -> dict[str, float]:
+    return {"scale": FH_SCALE, "min_size": FH_MIN_SIZE, "sigma": FH_SIGMA}
+
+
+def _box_settings() -> dict[str, float]:
+    names = ("SEARCH_SIDE", "MIN_SIDE", "MAX_ASPECT", "MAX_OVERLAP", "MAX_BOXES")
+    return {name.lower(): getattr(boxes, name) for name in names}
 
 
 def _crop(picture: Picture) -> np.ndarray:
@@ -96,6 +107,13 @@ SOURCES: dict[str, Source] = {
     "grid": _grid,
     "felzenszwalb": _felzenszwalb,
     "boxes": _boxes,
+}
+
+
+# What decides the masks of those that have anything to set.
+SETTINGS: dict[str, Callable[[], dict[str, float]]] = {
+    "felzenszwalb": _felzenszwalb_settings,
+    "boxes": _box_settings,
 }
 
 
@@ -152,7 +170,9 @@ def manifest_of(
     Raises:
         MaskError: ``ground_truth`` without annotations.
     """
-    manifest = {"source": source, "images_id": images_id}
+    manifest: dict[str, Any] = {"source": source, "images_id": images_id}
+    if source in SETTINGS:
+        manifest["settings"] = SETTINGS[source]()
     if source == "ground_truth":
         if annotations is None:
             raise MaskError("masks.source='ground_truth' was given no annotations")

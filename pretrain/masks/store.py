@@ -21,8 +21,23 @@ import numpy as np
 from sslbench.files import atomic_path, read_json, write_array, write_json
 
 FORMAT, VERSION = "sslbench.masks", 1
-REMAKE = "Copy it anew, or delete the run folder and start again"
+REMAKE = "Copy it anew, or delete it and make it again (masks of a run: the whole run folder)"
 BASE_KEYS = ("images_id", "num_images", "bytes")  # without these no store can be opened
+KINDS: dict[str, type] = {  # of a manifest's values; not all manifests have all
+    "images_id": str,
+    "num_images": int,
+    "bytes": int,
+    "sha256": str,
+    "source": str,
+    "backbone": str,
+    "layers": list,
+    "min_clusters": int,
+    "max_clusters": int,
+    "seed": int,
+    "rule": dict,
+    "settings": dict,
+}
+KIND_NAMES = {str: "a text", int: "a whole number", list: "a list of names", dict: "a table"}
 INDEX = np.dtype(
     [
         ("offset", np.int64),
@@ -219,9 +234,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     _require_finished(folder)
     if not folder.exists():
+        told = broken_link(folder) or f"there are no masks at {folder}"
         raise MaskError(
-            f"there are no masks at {folder}. Give a store, as RUN/masks/epoch_0006; where a run "
-            "needs it to continue, bring it back or start a new run folder"
+            f"{told}. Give a store, as RUN/masks/epoch_0006; where a run needs it to continue, "
+            "bring it back or start a new run folder"
         )
     path = folder / "manifest.json"
     if not path.exists():
@@ -229,9 +245,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} is no mask store: it has no manifest.json. Give a store, as "
             "RUN/masks/epoch_0006; if it is one, copy it anew"
         )
-    manifest: Any = read_json(path)
-    if not isinstance(manifest, dict):
-        raise MaskError(f"{path} holds no JSON object but {str(manifest)[:60]}. {REMAKE}")
+    manifest = read_table(path)
     if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
         raise MaskError(
             f"{path} is not of format {FORMAT} version {VERSION} but {manifest.get('format')} "
@@ -243,7 +257,50 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = [key for key in BASE_KEYS if key not in manifest]
     if missing:
         raise MaskError(f"{path} lacks {', '.join(missing)}. {REMAKE}")
+    require_kinds(path, manifest)
     return manifest
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        MaskError: the file holds something else.
+    """
+    table: Any = read_json(path)
+    if not isinstance(table, dict):
+        raise MaskError(f"{path} holds no JSON object but {str(table)[:60]}. {REMAKE}")
+    return table
+
+
+def require_kinds(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse values of a manifest that nothing can be done with.
+
+    Raises:
+        MaskError: it names the first key.
+    """
+    for key, kind in KINDS.items():
+        if key in manifest and not _is_of(kind, manifest[key]):
+            raise MaskError(
+                f"{path}: {key} should be {KIND_NAMES[kind]}, not {str(manifest[key])[:60]}. "
+                f"{REMAKE}"
+            )
+    for key, other in (("min_clusters", "max_clusters"), ("max_clusters", "min_clusters")):
+        if key in manifest and other not in manifest:
+            raise MaskError(f"{path} has {key} but lacks {other}. {REMAKE}")
+
+
+def _is_of(kind: type, value: Any) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return type(value) is kind  # True is no number
+
+
+def broken_link(path: Path) -> str:
+    """Say where a link points that leads nowhere; empty for all else."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a broken link to {path.readlink()}"
+    return ""
 
 
 def _require_finished(folder: Path) -> None:

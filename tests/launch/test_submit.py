@@ -181,9 +181,9 @@ def test_a_live_lock_is_refused_with_its_pid(suite, roots, tmp_path):
 
 
 def lock(folder, pid):
-    from sslbench.lock import _born
+    from sslbench.lock import born
 
-    owner = {"attempt": "a", "host": platform.node(), "pid": pid, "born": _born(pid)}
+    owner = {"attempt": "a", "host": platform.node(), "pid": pid, "born": born(pid)}
     (folder / "lock.json").write_text(json.dumps(owner))
 
 

@@ -80,16 +80,23 @@ def in_turn(monkeypatch):
 
     def run(world: int, work: Callable[[], object]) -> None:
         monkeypatch.setattr(dist, "world_size", lambda: world)
+        told: list[int] = []
         for turn, rank in enumerate((*range(world), 0)):
-            waits = iter((False, turn < world, False))
 
-            def barrier(waits=waits) -> None:
-                if next(waits):
+            def wait(turn=turn) -> None:
+                if turn < world:
                     raise _WaitingError
+
+            def from_main(numbers, rank=rank) -> list[int]:
+                told[:] = numbers if rank == 0 else told
+                return list(told)
 
             monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
             monkeypatch.setattr(dist, "is_main", lambda rank=rank: rank == 0)
-            monkeypatch.setattr(dist, "barrier", barrier)
+            monkeypatch.setattr(dist, "from_main", from_main)
+            monkeypatch.setattr(
+                dist, "patient_barrier", lambda wait=wait: contextlib.nullcontext(wait)
+            )
             with contextlib.suppress(_WaitingError):
                 work()
 

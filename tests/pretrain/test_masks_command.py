@@ -135,6 +135,73 @@ def test_ls_names_what_a_manifest_lacks(store, key):
     assert f"lacks {key}. Copy it anew" in rows(store.parent)[0]["state"]
 
 
+UNUSABLE = [
+    ({"sha256": 5}, "sha256 should be a text, not 5"),
+    ({"layers": "layer3"}, "layers should be a list of names, not layer3"),
+    ({"layers": [3]}, "layers should be a list of names, not [3]"),
+    ({"num_images": "10"}, "num_images should be a whole number, not 10"),
+    ({"rule": "x"}, "rule should be a table, not x"),
+    ({"max_clusters": 8}, "has max_clusters but lacks min_clusters"),
+]
+
+
+@pytest.mark.parametrize(("values", "told"), UNUSABLE)
+def test_what_a_manifest_cannot_hold_is_named(store, values, told):
+    change_manifest(store, **values)
+    (row,) = rows(store.parent)
+    assert f"{store / 'manifest.json'}" in row["state"] and told in row["state"]
+    checked = call("verify", store)
+    assert checked.exit_code == 1 and told in checked.stdout
+
+
+@pytest.mark.parametrize("key", ["sha256", "layers", "rule"])
+def test_null_in_a_manifest_is_named(store, key):
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps(manifest | {key: None}))
+    assert f"{key} should be " in call("verify", store).stdout
+    assert f"{key} should be " in rows(store.parent)[0]["state"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("manifest.json", "{", "is not valid JSON"),
+        ("manifest.json", "[]", "holds no JSON object but []"),
+        ("manifest.json", '{"layers": [3]}', "layers should be a list of names"),
+        ("parts.json", "[]", "holds no JSON object but []"),
+        ("parts.json", '{"num_parts": "x"}', "num_parts should be a whole number, not x"),
+    ],
+)
+def test_ls_names_broken_parts_beside_the_others(store, file, text, told):
+    partial = store.with_name("epoch_0003.partial")
+    partial.mkdir()
+    (partial / file).write_text(text)
+    whole, damaged = rows(store.parent)
+    assert whole["state"] == "complete"
+    assert damaged["name"] == "epoch_0003" and told in damaged["state"]
+    assert str(partial / file) in damaged["state"]
+
+
+def test_ls_inside_a_store_names_it(store, monkeypatch):
+    outside = rows(store)
+    monkeypatch.chdir(store)
+    assert rows(Path(".")) == outside
+    partial = store.with_name("epoch_0003.partial")
+    partial.mkdir()
+    monkeypatch.chdir(partial)
+    assert rows(Path("."))[0]["name"] == "epoch_0003"
+
+
+def test_ls_says_where_masks_lay_that_are_gone(store, tmp_path):
+    store.rename(tmp_path / "elsewhere")
+    store.symlink_to(tmp_path / "moved")
+    told = f"{store} is a broken link to {tmp_path / 'moved'}"
+    assert rows(store.parents[1])[0]["state"] == f"damaged: {told}"
+    for command in ("ls", "verify"):
+        made = call(command, store)
+        assert made.exit_code == 1 and told in made.output
+
+
 def test_ls_of_a_folder_without_masks_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         made = call("ls", path)

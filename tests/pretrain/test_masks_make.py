@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pretrain.checkpoint import save_untrained
 from pretrain.config import PretrainConfig
+from pretrain.masks import boxes, parts, sources
 from pretrain.masks import make as make_module
-from pretrain.masks import parts
 from pretrain.masks.__main__ import app
 from pretrain.masks.kmeans import KMeans
 from pretrain.masks.network import read_network
@@ -36,8 +36,14 @@ ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["max_clusters=6", "images_per_clustering=3", "iterations=4"]
 
 
+def device_for(*words: object) -> list[str]:
+    """The CPU for a network; masks that need none refuse to be told."""
+    sources = [word for word in map(str, words) if word.startswith("source=")]
+    return ["--device", "cpu"] if sources in ([], ["source=kmeans"]) else []
+
+
 def call(store: Path, images: object, *words: object) -> Result:
-    arguments = ["make", store, "--images", images, "--device", "cpu", *words]
+    arguments = ["make", store, "--images", images, *device_for(*words), *words]
     return CliRunner().invoke(app, [str(word) for word in arguments])
 
 
@@ -146,6 +152,7 @@ def test_a_finished_store_that_was_damaged_is_refused(image_dir, tmp_path):
     (tmp_path / "own/labels.bin").write_bytes(bytes(labels))
     told = refused(tmp_path / "own", image_dir, "source=grid")
     assert "the content's hash is" in told and f"delete {tmp_path / 'own'} and run" in told
+    assert "run folder" not in told
 
 
 KILLED = """
@@ -208,6 +215,28 @@ def test_two_commands_do_not_make_one_store(image_dir, tmp_path):
     make_module.make_store(tmp_path / "own", order, DataRoots(tmp_path))
 
 
+@pytest.mark.parametrize("other", ["source=crop", "source=grid"])
+def test_what_another_command_made_before_the_lock_was_held_is_kept(
+    other, image_dir, tmp_path, monkeypatch
+):
+    def other_first(folder):
+        monkeypatch.undo()
+        made(folder, image_dir, other)
+        states.append((content(folder), (folder / "labels.bin").stat().st_ino))
+        return make_module._alone(folder)
+
+    states: list[object] = []
+    monkeypatch.setattr(make_module, "_alone", other_first)
+    if other == "source=crop":
+        told = refused(tmp_path / "m/own", image_dir, "source=grid")
+        assert "source is crop there and grid here" in told
+    else:
+        made(tmp_path / "m/own", image_dir, "source=grid")
+    own = tmp_path / "m/own"
+    assert states == [(content(own), (own / "labels.bin").stat().st_ino)]
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["own"]
+
+
 def test_any_number_of_processes_makes_the_same_files(checkpoint, image_dir, tmp_path, in_turn):
     words = ["--checkpoint", checkpoint, *KEYS]
     made(tmp_path / "one", image_dir, *words)
@@ -235,7 +264,7 @@ def test_two_processes_of_torchrun_make_the_bytes_of_one(source, checkpoint, ima
     torchrun += [f"--master-port={free_port()}", "-m", "pretrain.masks"]
     command = [sys.executable, *torchrun, "make", tmp_path / "two", "--images", image_dir]
     done = subprocess.run(
-        [str(word) for word in [*command, "--device", "cpu", *words]],
+        [str(word) for word in [*command, *device_for(*words), *words]],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -263,6 +292,8 @@ def test_two_processes_of_torchrun_make_the_bytes_of_one(source, checkpoint, ima
         (["grid"], "override 'grid' must look like key.sub=value"),
         (["source=ground_truth"], "source='ground_truth' needs annotations, and --images"),
         (["--checkpoint", "none.pt"], "none.pt: no such file"),
+        (["source=boxes", "--device", "cuda:9"], "--device cuda:9 would change nothing: leave"),
+        (["source=grid", "--workers", 99], "--workers 99 would change nothing: leave it out"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_made(words, told, image_dir, tmp_path):
@@ -292,6 +323,45 @@ def test_what_is_no_store_is_never_written_over(kind, image_dir, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     assert "holds no masks" in refused(place, image_dir, "source=grid")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_that_leads_nowhere_is_no_place_for_a_store(image_dir, tmp_path):
+    (tmp_path / "m").mkdir()
+    for link, store in (("own", "own"), ("own.partial", "own"), ("up", "up/own")):
+        (tmp_path / "m" / link).symlink_to(tmp_path / "moved")
+        told = refused(tmp_path / "m" / store, image_dir, "source=grid")
+        assert f"{tmp_path / 'm' / link} is a broken link to {tmp_path / 'moved'}" in told
+        (tmp_path / "m" / link).unlink()
+    assert list((tmp_path / "m").iterdir()) == []
+
+
+def test_a_store_below_a_file_is_refused(image_dir, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    told = refused(tmp_path / "notes.txt/deep/own", image_dir, "source=grid")
+    assert f"{tmp_path / 'notes.txt'} is no folder. Give another STORE" in told
+
+
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"rule": None}, "rule should be a table, not None"),
+        ({"rule": "x"}, "rule should be a table, not x"),
+        ({"layers": [3]}, "layers should be a list of names, not [3]"),
+    ],
+)
+def test_a_manifest_that_nothing_can_be_done_with_is_named_and_kept(
+    values, told, state, image_dir, tmp_path
+):
+    made(tmp_path / "m/own", image_dir, "source=grid")
+    place = tmp_path / "m" / ("own" if state == "finished" else "own.partial")
+    (tmp_path / "m/own").rename(place)
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | values))
+    before = content(place)
+    said = refused(tmp_path / "m/own", image_dir, "source=grid")
+    assert f"{place / 'manifest.json'}: {told}" in said
+    assert content(place) == before
 
 
 @pytest.mark.parametrize(
@@ -349,6 +419,55 @@ def test_other_annotations_are_other_masks(tmp_path):
     made(tmp_path / "own", *words)
     write_coco(tmp_path / "coco", side=16)
     assert "annotations is" in refused(tmp_path / "own", *words)
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "constant", "value", "told"),
+    [
+        ("felzenszwalb", sources, "FH_MIN_SIZE", 500, "min_size is 1000 there and 500 here"),
+        ("felzenszwalb", sources, "FH_SIGMA", 0.5, "sigma is 0.8 there and 0.5 here"),
+        ("boxes", boxes, "MAX_OVERLAP", 0.25, "max_overlap is 0.5 there and 0.25 here"),
+    ],
+)
+@pytest.mark.parametrize("state", ["finished", "unfinished"])
+def test_other_settings_of_a_fixed_source_are_other_masks(
+    source, module, constant, value, told, state, image_dir, tmp_path, monkeypatch
+):
+    words = [tmp_path / "own", image_dir, f"source={source}"]
+    made(*words)
+    if state == "unfinished":
+        (tmp_path / "own").rename(tmp_path / "own.partial")
+    monkeypatch.setattr(module, constant, value)
+    assert told in refused(*words)
+
+
+def forget_settings(place: Path) -> None:
+    manifest = json.loads((place / "manifest.json").read_text())
+    del manifest["settings"]
+    (place / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("source", ["felzenszwalb", "boxes"])
+def test_masks_from_before_settings_were_told_stay_valid(source, image_dir, tmp_path, monkeypatch):
+    words = [tmp_path / "own", image_dir, f"source={source}"]
+    made(*words)
+    forget_settings(tmp_path / "own")
+    before = content(tmp_path / "own")
+    monkeypatch.setitem(sources.SOURCES, source, lambda _: pytest.fail("made again"))
+    made(*words)
+    assert content(tmp_path / "own") == before
+
+
+def test_parts_from_before_settings_were_told_are_used(image_dir, tmp_path, monkeypatch):
+    words = [image_dir, "source=felzenszwalb"]
+    made(tmp_path / "whole", *words)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "write_store", lambda *_: (_ for _ in ()).throw(ValueError))
+        refused(tmp_path / "cut", *words)
+    forget_settings(tmp_path / "cut.partial")
+    monkeypatch.setitem(sources.SOURCES, "felzenszwalb", lambda _: pytest.fail("made again"))
+    made(tmp_path / "cut", *words)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_keys_mean_what_they_mean_in_a_pretraining():

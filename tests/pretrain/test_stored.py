@@ -27,6 +27,7 @@ from tests.pretrain.compare import assert_equal, rows
 from tests.pretrain.conftest import TINY
 from tests.pretrain.runs import last_checkpoint
 from tests.pretrain.test_ground_truth import SPEC, write_coco
+from tests.pretrain.test_masks_make import device_for
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def photos(tmp_path) -> Path:
 
 
 def make(folder: Path, images: object, *words: object) -> Path:
-    arguments = ["make", folder, "--images", images, "--device", "cpu", *words]
+    arguments = ["make", folder, "--images", images, *device_for(*words), *words]
     made = CliRunner().invoke(app, [str(word) for word in arguments])
     assert made.exit_code == 0, made.output
     return folder

@@ -1,11 +1,13 @@
 """Signals: when a run stops, and what loader workers do."""
 
 import multiprocessing
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,81 @@ def test_a_worker_ends_when_its_parent_asks():
     worker.terminate()
     worker.join(30)
     assert worker.exitcode == 0
+
+
+PARENT = """
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from sslbench.loading import made_ahead
+
+def fill(item):
+    print(os.getpid(), flush=True)
+    return bytes(300_000)  # a pipe holds 65,536
+
+served = made_ahead(fill, range(9), 1)
+next(served)
+time.sleep(60)
+"""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _ends(pid: int) -> bool:
+    """Whether it does within 20 seconds."""
+    end = time.monotonic() + 20
+    while _is_alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not _is_alive(pid)
+
+
+def test_a_worker_that_nobody_reads_from_ends_with_its_killed_parent():
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", PARENT, str(root)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    told = [int(parent.stdout.readline()) for _ in range(2)]  # it now makes what nobody takes
+    worker = told[-1]
+    time.sleep(0.5)  # until it waits for a reader
+    try:
+        parent.kill()
+        parent.wait()
+        assert _ends(worker)
+    finally:
+        if _is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def _orphan(pids) -> None:
+    maker = multiprocessing.parent_process().pid
+    while _is_alive(maker):
+        time.sleep(0.01)
+    pids.put(os.getpid())
+    pids.close()
+    pids.join_thread()
+    obey_parent_only()
+    time.sleep(60)
+
+
+def _start_an_orphan(pids) -> None:
+    multiprocessing.get_context("fork").Process(target=_orphan, args=(pids,)).start()
+    os._exit(0)
+
+
+def test_a_worker_whose_parent_died_before_it_looked_ends():
+    context = multiprocessing.get_context("fork")
+    pids = context.Queue()
+    context.Process(target=_start_an_orphan, args=(pids,)).start()
+    worker = pids.get(timeout=30)
+    try:
+        assert _ends(worker)
+    finally:
+        if _is_alive(worker):
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_signal_that_is_held_back_arrives_afterwards():
