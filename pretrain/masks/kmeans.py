@@ -22,6 +22,7 @@ Start = Literal["random", "kmeans++"]
 Backend = Literal["torch", "faiss"]
 
 MIN_NORM = 1e-6  # a zero row stays zero: cosine 0 with every centre
+UNIT = 1e-5  # how far from 1 a length may be: it weighs a point, and turns it nowhere
 SPLIT = 1 / 1024  # how far apart the two halves of a split cluster start
 LEAST_FITTED = 32  # points for each cluster, on average, where not all points are fitted
 GAP_STEPS = 1 << 40  # k-means++ adds its weights as integers, which no order of addition changes
@@ -76,11 +77,11 @@ def kmeans(
     """
     if len(points_ND) == 0:
         raise PointsError("there are no points to cluster")
-    if not bool(torch.isfinite(points_ND).all()):
+    if not is_finite(points_ND):
         raise PointsError("some features are not finite; the network has diverged")
     points_ND = at_least_fp32(points_ND)
     if rule.metric == "cosine":
-        points_ND = F.normalize(points_ND, dim=1, eps=MIN_NORM)
+        points_ND = _directions(points_ND)
     num_clusters = min(num_clusters, len(points_ND))
     fitted_ND = _thinned(points_ND, rule.fit_every, num_clusters)
     start_K = STARTS[rule.start](fitted_ND, num_clusters, generator, rule.metric)
@@ -89,6 +90,19 @@ def kmeans(
     labels_N = nearest(points_ND, centers_KD, rule.metric)
     sizes_K = torch.bincount(labels_N, minlength=len(centers_KD))
     return Clustering(centers_KD, labels_N, int((sizes_K == 0).sum()))
+
+
+def _directions(points_ND: Tensor) -> Tensor:
+    """Rows of unit length or zero; not copied where they are so already."""
+    norms_N = torch.linalg.vector_norm(points_ND, dim=1)
+    if bool((((norms_N - 1).abs() <= UNIT) | (norms_N == 0)).all()):
+        return points_ND
+    return F.normalize(points_ND, dim=1, eps=MIN_NORM)
+
+
+def is_finite(points_ND: Tensor) -> bool:
+    """Whether all numbers are; in one pass and without a copy, unlike ``torch.isfinite``."""
+    return bool(torch.stack(torch.aminmax(points_ND)).isfinite().all())  # NaN is least and largest
 
 
 def lloyd(points_ND: Tensor, centers_KD: Tensor, iterations: int, metric: Metric) -> Tensor:

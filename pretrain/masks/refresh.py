@@ -21,7 +21,7 @@ from pretrain.config import MAX_IDS, MaskConfig
 from pretrain.masks.cells import cell_colours
 from pretrain.masks.crf import refine
 from pretrain.masks.features import CellFeatures
-from pretrain.masks.kmeans import KMeans, PointsError, kmeans
+from pretrain.masks.kmeans import KMeans, PointsError, is_finite, kmeans
 from pretrain.masks.parts import Part, Shows, make_in_parts
 from pretrain.masks.store import MaskEntry, MaskStore, stored_size
 from sslbench.datasets import ImageList, decode_rgb
@@ -164,7 +164,7 @@ def cluster_group(
     """
     points = features(pictures)
     for name, points_ND in zip(names, points, strict=True):
-        if not bool(torch.isfinite(points_ND).all()):
+        if not is_finite(points_ND):
             raise PointsError(f"{name}: its features are not finite; the network has diverged")
     made = kmeans(
         torch.cat(points),

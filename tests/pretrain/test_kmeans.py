@@ -147,9 +147,10 @@ def test_the_objective_does_not_fall_with_more_iterations(backend):
     assert values == sorted(values)
 
 
-def test_features_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_features_that_are_not_finite_are_refused(value):
     points = torch.ones(4, 2)
-    points[2, 0] = torch.nan
+    points[2, 0] = value
     with pytest.raises(PointsError, match="not finite"):
         kmeans(points, 2, _generator())
 
