@@ -1,5 +1,7 @@
 """Runs of a few steps, whole or cut short."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,13 @@ def train(cfg, image_list, folder: Path) -> dict:
 
 def train_and_stop(cfg, image_list, folder: Path, steps: int) -> None:
     """Train in ``folder`` and die after ``steps`` steps, as by a kill."""
+    with dying_after(steps):
+        train(cfg, image_list, folder)
+
+
+@contextlib.contextmanager
+def dying_after(steps: int) -> Iterator[None]:
+    """A training in the block dies after so many steps."""
     original, done = Run.record, []
 
     def stopping(self, *arguments):
@@ -32,7 +41,7 @@ def train_and_stop(cfg, image_list, folder: Path, steps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "record", stopping)
         with pytest.raises(KeyboardInterrupt):
-            train(cfg, image_list, folder)
+            yield
 
 
 def last_checkpoint(folder: Path) -> dict:

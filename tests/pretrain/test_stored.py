@@ -25,7 +25,7 @@ from sslbench.results import read_results
 from sslbench.stage import StageError, artifact_path, run_standalone
 from tests.pretrain.compare import assert_equal, rows
 from tests.pretrain.conftest import TINY
-from tests.pretrain.runs import last_checkpoint
+from tests.pretrain.runs import dying_after, last_checkpoint
 from tests.pretrain.test_ground_truth import SPEC, write_coco
 from tests.pretrain.test_masks_make import device_for
 
@@ -68,18 +68,8 @@ def pretrain(cfg: PretrainConfig, out: Path) -> tuple[Path, dict[str, str]]:
 
 
 def pretrain_and_stop(cfg: PretrainConfig, out: Path, steps: int) -> None:
-    original, done = Run.record, []
-
-    def stopping(self, *arguments):
-        original(self, *arguments)
-        done.append(1)
-        if len(done) == steps:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "record", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(cfg, out)
+    with dying_after(steps):
+        pretrain(cfg, out)
 
 
 def test_training_on_a_store_is_training_on_its_source_to_the_last_bit(photos, tmp_path):
