@@ -82,7 +82,7 @@ def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[st
         shutil.rmtree(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     rows, offset, digest = [], 0, hashlib.sha256()
-    with _alone(folder), atomic_path(folder) as scratch:
+    with _only_writer(folder), atomic_path(folder) as scratch:
         scratch.mkdir()
         with (scratch / "labels.bin").open("wb") as file:
             for entry in entries:
@@ -104,7 +104,7 @@ def write_store(folder: Path, entries: Iterable[MaskEntry], manifest: Mapping[st
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _only_writer(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
