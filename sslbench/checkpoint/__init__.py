@@ -47,25 +47,26 @@ class Backbone:
         return network.eval()
 
 
-def load_backbone(path: Path | str, branch: str = "online") -> Backbone:
+def load_backbone(path: Path | str, branch: str = "online", allow_pickle: bool = False) -> Backbone:
     """Read ``path`` and return one of its trunks.
 
     Args:
         branch: ``online`` (student, query), ``target`` (teacher, momentum, key), or the prefix in
             front of ``conv1.weight`` for files of an unknown layout.
+        allow_pickle: open also pickles that torch refuses; nothing that they name is called.
 
     Raises:
         CheckpointError: the file does not hold exactly such a trunk.
     """
     path = Path(path)
-    raw = read_tensors(path)
+    raw = read_tensors(path, allow_pickle)
     return _backbone(raw, choose(flatten(raw, path), branch, path), branch, path)
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(path: Path | str, allow_pickle: bool = False) -> dict[str, Any]:
     """Describe a file: format, hash, what each branch holds, and what the training recorded."""
     path = Path(path)
-    raw = read_tensors(path)
+    raw = read_tensors(path, allow_pickle)
     flat = flatten(raw, path)
     branches: dict[str, Any] = {}
     for branch in BRANCHES:

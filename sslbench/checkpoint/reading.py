@@ -2,12 +2,13 @@
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers only. Of classes beyond
 torch's own list ``argparse.Namespace`` is let through: it has no code to run and many training
-scripts store their options in one.
+scripts store their options in one. What torch refuses is read by ``foreign``, on request.
 """
 
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,34 +17,96 @@ from typing import Any
 import torch
 
 from sslbench.checkpoint.errors import CheckpointError
+from sslbench.checkpoint.foreign import NUMPY_MAGIC, ZIP_MAGIC, read_foreign
+from sslbench.checkpoint.unpickling import ForeignPickleError
 
-ZIP_MAGIC, PICKLE_MAGIC, LFS_MAGIC = b"PK\x03\x04", b"\x80", b"version https://git-lfs"
+NOT_OF_TORCH = "Invalid magic number"  # torch's word for a pickle of somebody else
+PICKLE_MAGIC, LFS_MAGIC = b"\x80", b"version https://git-lfs"
 
 
-def read_tensors(path: Path) -> Mapping[str, Any]:
-    """Load the top-level mapping of a torch file.
+def read_tensors(path: Path, allow_pickle: bool = False) -> Mapping[str, Any]:
+    """Load the top-level mapping of a torch file, a safetensors file or, if allowed, any pickle.
+
+    Args:
+        allow_pickle: open what torch refuses too; nothing that it names is imported or called.
 
     Raises:
         CheckpointError: what the file is instead, and what to do about it.
     """
-    _refuse_what_is_no_torch_file(path, _head(path))
+    head = _head(path)
+    if _is_safetensors(path, head):
+        return _read_safetensors(path)
+    if not (allow_pickle and _may_be_old_pickle(path)):
+        _refuse_what_is_no_torch_file(path, head)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            top = torch.load(path, map_location="cpu", weights_only=True)
+        top = _read(path, head)
     except pickle.UnpicklingError as error:
-        raise _refusal(path, str(error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be read as a torch checkpoint ({reason}); it is cut short or damaged. "
-            "Copy or download it again and compare its size with the original's"
-        ) from None
+        if not allow_pickle:
+            raise _refusal(path, str(error)) from None
+        top = _read_foreign(path)
     if not isinstance(top, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(top).__name__}, not a mapping of names to tensors. "
             "Save the network's state_dict() and pass that file"
         )
     return top
+
+
+def _read(path: Path, head: bytes) -> Any:
+    """What torch builds without calling anything."""
+    if head.startswith(NUMPY_MAGIC):
+        raise pickle.UnpicklingError("an array")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if reason.startswith(NOT_OF_TORCH):
+            raise pickle.UnpicklingError(reason) from None
+        raise _damaged(path, reason) from None
+
+
+def _may_be_old_pickle(path: Path) -> bool:
+    """Protocols 0 and 1 begin with anything; every pickle ends with a full stop."""
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read(1) == b"."
+
+
+def _read_foreign(path: Path) -> Any:
+    try:
+        return read_foreign(path)
+    except ForeignPickleError as error:
+        raise CheckpointError(
+            f"{path} is a pickle that cannot be read even so: {error}. Copy or download it again; "
+            "if that does not help, save its tensors with torch.save where they can be loaded"
+        ) from None
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """A length of eight bytes, then a table in JSON."""
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and length <= path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from None
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be read as a checkpoint ({reason}); it is cut short or damaged. "
+        "Copy or download it again and compare its size with the original's"
+    )
 
 
 def _head(path: Path) -> bytes:
@@ -65,12 +128,12 @@ def _refuse_what_is_no_torch_file(path: Path, head: bytes) -> None:
         raise CheckpointError(
             f"{path} is a Git LFS pointer, not the checkpoint itself; run 'git lfs pull' there"
         )
-    if head.startswith(ZIP_MAGIC) and not zipfile.is_zipfile(path):
+    if head.startswith(ZIP_MAGIC) and not _has_end_of_zip(path):
         raise CheckpointError(
             f"{path} is cut short: a torch file whose end is missing. Copy or download it again "
             "and compare its size with the original's"
         )
-    if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+    if head.startswith((ZIP_MAGIC, PICKLE_MAGIC, NUMPY_MAGIC)):
         return
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path} is a web page, not a checkpoint; the download link is dead")
@@ -80,19 +143,26 @@ def _refuse_what_is_no_torch_file(path: Path, head: bytes) -> None:
         )
     raise CheckpointError(
         f"{path} is neither a torch file nor a pickle (it begins with bytes {head[:8]!r}); "
-        "pass a file written by torch.save"
+        "pass a file written by torch.save or as safetensors"
     )
+
+
+def _has_end_of_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return False
 
 
 def _refusal(path: Path, message: str) -> CheckpointError:
     found = re.search(r"GLOBAL (\S+) was not an allowed global", message)
-    if found:
-        return CheckpointError(
-            f"{path} contains an object of class {found[1]}, and building it could run code, so "
-            "the file was not opened. Where that class is installed, save the weights alone: "
-            "torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')"
-        )
+    what = (
+        f"contains an object of class {found[1]}"
+        if found
+        else "is a pickle that torch did not write"
+    )
     return CheckpointError(
-        f"{path} is a pickle that torch did not write (for instance Detectron2's or Caffe2's .pkl);"
-        " only files written by torch.save are read. Pass the original checkpoint instead"
+        f"{path} {what}, and a pickle may run code, so the file was not opened. Its tensors can be "
+        "taken out without calling anything that it names: python -m transfer convert "
+        f"{path} --layout torchvision --allow-pickle"
     )
