@@ -172,7 +172,8 @@ FORMATS: dict[str, Format] = {
         ),
     ),
     "OpenSelfSup": Format(
-        "`state_dict` beside `meta`; extracted files hold the trunk alone",
+        "`state_dict` beside `meta`; extracted files, as the releases of DenseCL, ORL and DetCo "
+        "(a torch file in spite of its .pkl), hold the trunk alone",
         "source open-mmlab/OpenSelfSup@1db69ec, instantiated",
         ("backbone.", "encoder_q.0.", "online_net.0."),
         ("encoder_k.0.", "target_net.0."),
@@ -250,7 +251,7 @@ FORMATS: dict[str, Format] = {
         ),
     ),
     "PyContrast": Format(
-        "`model` with `module.`, `model_ema` without (InfoMin, PIRL, CMC's RGB variant)",
+        "`model` with `module.`, `model_ema` without (InsDis, MoCo, PIRL, InfoMin)",
         "source HobbitLong/PyContrast@84f94ea, instantiated",
         ("encoder.",),
         ("model_ema/encoder.",),
@@ -383,7 +384,7 @@ FORMATS: dict[str, Format] = {
     ),
     "Detectron2": Format(
         "`model` in .pkl or .pth; also what the converters of MoCo, PixPro, SoCo, PyContrast, "
-        "OpenSelfSup, DetCo, VISSL, ReSim and InsLoc write",
+        "OpenSelfSup, DetCo, ReSim and InsLoc write (`--allow-pickle`)",
         "source facebookresearch/detectron2@02b5c4e, instantiated",
         ("", "backbone.", "backbone.bottom_up."),
         (),

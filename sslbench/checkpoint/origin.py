@@ -30,9 +30,7 @@ OPTIONS = (
     "saver",
 )
 # Whose converters to Detectron2 write what torchvision's network was trained on.
-RGB_AUTHORS = (
-    "torchvision", "MOCO", "OpenSelfSup", "PixPro", "Yue", "Yonglong", "Ceyuan", "VISSL",
-)  # fmt: skip
+RGB_AUTHORS = ("torchvision", "MOCO", "OpenSelfSup", "PixPro", "Yue", "Yonglong", "Ceyuan")
 MAX_TEXT = 200
 
 

@@ -13,6 +13,7 @@ from code_bases import (
     Sample,
     as_detectron2,
     canonical,
+    haiku_trees,
     samples,
     trunk,
     under,
@@ -20,7 +21,9 @@ from code_bases import (
 
 from sslbench.checkpoint import Backbone, CheckpointError, inspect, load_backbone
 from sslbench.checkpoint.choice import choose
+from sslbench.checkpoint.formats import FORMATS
 from sslbench.checkpoint.sections import lay_out
+from sslbench.checkpoint.table import DOCUMENT, with_table
 from sslbench.checkpoint.trunk import extract
 
 ONLINE, TARGET = trunk(1), trunk(2)
@@ -244,6 +247,22 @@ def test_a_prefix_chooses_a_trunk_of_another_container(tmp_path: Path):
         assert torch.equal(load_backbone(path, branch).state["bn1.bias"], TARGET["bn1.bias"])
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_training_state_in_an_array_file_is_read(named: bool, tmp_path: Path):
+    """DetCon's files are such; what exactly is in them was not seen."""
+    (ours, our_state), (theirs, their_state) = haiku_trees(ONLINE), haiku_trees(TARGET)
+    state = {
+        **{"target_params": theirs, "online_params": ours},
+        **{"target_state": their_state, "online_state": our_state},
+    }
+    path = tmp_path / "detcon.npy"
+    np.save(path, np.array(state if named else {"params": ours, "state": our_state}, dtype=object))
+    for branch, wanted in (("online", ONLINE), ("target", TARGET))[: 1 + named]:
+        found = load_backbone(path, branch, allow_pickle=True)
+        assert torch.equal(found.state["conv1.weight"], wanted["conv1.weight"])
+        assert torch.equal(found.state["bn1.running_var"], wanted["bn1.running_var"])
+
+
 def test_deepminds_padding_is_noted(tmp_path: Path):
     (note,) = loaded(tmp_path, SAMPLES["BYOL of DeepMind"]).notes
     assert "SAME padding" in note
@@ -260,3 +279,9 @@ def test_inspect_says_what_a_file_is(tmp_path: Path):
     alone = inspect(written(tmp_path, ONLINE))
     assert alone["branches"]["online"]["digest"] == online["digest"]
     assert "without a target branch" in alone["branches"]["target"]
+
+
+def test_the_documents_table_is_that_of_the_code():
+    text = DOCUMENT.read_text()
+    assert with_table(text) == text
+    assert all(f"| {name} |" in text for name in FORMATS)
