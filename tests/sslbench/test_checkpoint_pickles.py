@@ -151,6 +151,15 @@ def test_a_training_state_of_deepmind_is_read(module, name, trunk, tmp_path):
     assert np.array_equal(found["online_params"]["m"]["w"].numpy(), array)
 
 
+def test_a_whole_pickled_network_is_its_state_dict(tmp_path):
+    network = ResNet(18, 0.125)
+    torch.save({"model": network, "epoch": 3}, tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match=r"class sslbench\.resnet\.ResNet.*--allow-pickle"):
+        load_backbone(tmp_path / "network.pth")
+    found = load_backbone(tmp_path / "network.pth", allow_pickle=True).state
+    assert all(torch.equal(found[k], network.state_dict()[k]) for k in found)
+
+
 class Planted:
     """Its unpickling would call a function of the system."""
 
