@@ -16,7 +16,12 @@ from torch import Tensor
 from sslbench.checkpoint.choice import BY_PREFIX, Choice, choose
 from sslbench.checkpoint.errors import CheckpointError
 from sslbench.checkpoint.formats import BRANCHES, FORMATS
-from sslbench.checkpoint.origin import recorded, require_known_pixels, require_plain_resnet
+from sslbench.checkpoint.origin import (
+    recorded,
+    require_known_pixels,
+    require_plain_resnet,
+    require_rgb_mean,
+)
 from sslbench.checkpoint.reading import read_tensors
 from sslbench.checkpoint.sections import Contents, lay_out
 from sslbench.checkpoint.trunk import extract, extract_counters
@@ -116,8 +121,9 @@ def _backbone(
         require_plain_resnet(raw, path)
     if choice.format == "Detectron2":
         require_known_pixels(raw, path)
+        require_rgb_mean(contents.tensors, path)
     state, depth, width = extract(choice.inside, _where(choice, path))
-    if raw.get("format") == OWN_FORMAT:
+    if isinstance(raw.get("format"), str) and raw["format"] == OWN_FORMAT:
         _require_honest(raw, {"depth": depth, "width": width}, path)
     return Backbone(
         state=state,
@@ -140,13 +146,14 @@ def _where(choice: Choice, path: Path) -> str:
 
 
 def _require_honest(raw: Mapping[str, Any], found: Mapping[str, float], path: Path) -> None:
-    if raw.get("version") != OWN_VERSION:
+    said = recorded(raw)
+    if said.get("version") != OWN_VERSION:
         raise CheckpointError(
-            f"{path}: version {raw.get('version')} of the pretraining format; this code reads "
+            f"{path}: version {said.get('version')} of the pretraining format; this code reads "
             f"version {OWN_VERSION}. Use the release that wrote the file"
         )
-    if raw.get("arch") != found:
+    if said.get("arch") != found:
         raise CheckpointError(
-            f"{path}: says that it holds {raw.get('arch')} but its tensors are {found}; "
+            f"{path}: says that it holds {said.get('arch')} but its tensors are {found}; "
             "the file was changed after it was written. Take it from its run folder again"
         )

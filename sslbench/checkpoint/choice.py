@@ -1,8 +1,9 @@
 """Which trunk of a file is meant; a file that no format explains in full is refused."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from sslbench.checkpoint.sections import Contents, Trunk, unwrapped
 from sslbench.checkpoint.trunk import differences
 
 NO_PREFIX = "."  # as a branch: the trunk whose names have nothing in front
+MAX_COUNTED = 1000  # strangers, to find the nearest format
 BY_PREFIX = "prefix"  # the format's name where somebody said which prefix is meant
 
 
@@ -40,7 +42,7 @@ def choose(contents: Contents, branch: str, path: Path) -> Choice:
     if branch not in BRANCHES:
         return _by_prefix(contents, branch, path)
     placed = [name for name, fmt in FORMATS.items() if _fits(contents, fmt)]
-    fitting = [name for name in placed if not _strangers(contents, FORMATS[name])]
+    fitting = [name for name in placed if not any(_strangers(contents, FORMATS[name]))]
     if not fitting:
         raise CheckpointError(f"{path}: {_why_unknown(contents)}")
     chosen = {name: _prefixes(contents, FORMATS[name], branch) for name in fitting}
@@ -56,7 +58,16 @@ def choose(contents: Contents, branch: str, path: Path) -> Choice:
             f"behind {listed([p[0].prefix for p in named.values()])}. Pass the one that is meant "
             "as the branch"
         )
-    return _only(contents, next(iter(named)), next(iter(named.values())), branch, path)
+    name, trunks = next(iter(named.items()))
+    other = BRANCHES[branch == BRANCHES[0]]
+    for rival in fitting:
+        if trunks[0] in _prefixes(contents, FORMATS[rival], other):
+            raise CheckpointError(
+                f"{path}: {trunks[0].prefix!r} is the {branch} branch in the layout of {name} and "
+                f"the {other} branch in that of {rival}, and the file fits both. If it is the "
+                f"trunk that is meant, pass {trunks[0].prefix!r} as the branch"
+            )
+    return _only(contents, name, trunks, branch, path)
 
 
 def _fits(contents: Contents, fmt: Format) -> bool:
@@ -65,12 +76,11 @@ def _fits(contents: Contents, fmt: Format) -> bool:
     return in_place and fmt.is_marked(list(contents.tensors))
 
 
-def _strangers(contents: Contents, fmt: Format) -> list[str]:
-    return [
-        key
-        for key, inner in contents.inner.items()
-        if not fmt.knows(inner) and not _in_trunk(key, fmt)
-    ]
+def _strangers(contents: Contents, fmt: Format) -> Iterator[str]:
+    for key, inner in contents.inner.items():
+        is_known = fmt.knows(inner) or (key != inner and fmt.knows(key))
+        if not is_known and not _in_trunk(key, fmt):
+            yield key
 
 
 def _in_trunk(key: str, fmt: Format) -> bool:
@@ -92,19 +102,22 @@ def _only(
         if not _same(choices[0].inside, other.inside):
             raise CheckpointError(
                 f"{path}: {choices[0].prefix!r} and {other.prefix!r} should be copies of one trunk "
-                f"but differ, and both are the {branch} branch in the layout of {name}. Say which "
-                f"is meant: branch {choices[0].prefix!r} or {other.prefix!r}"
+                f"but differ, and both are the branch {branch!r} in the layout of {name}. Say "
+                f"which is meant: branch {choices[0].prefix!r} or {other.prefix!r}; if they are "
+                "called alike, save the one that is meant alone"
             )
     return choices[0]
 
 
 def _by_prefix(contents: Contents, branch: str, path: Path) -> Choice:
-    ended = branch if branch[-1] in "./" else f"{branch}."
-    bare = "" if branch == NO_PREFIX else unwrapped(ended)
-    wanted = {bare, bare[:-1] + "/"} if bare else {""}  # a whole section's too
-    for trunk in contents.trunks:
-        if trunk.prefix in wanted:
-            return _take(contents, BY_PREFIX, trunk)
+    ended = branch if branch.endswith((".", "/")) else f"{branch}."
+    bare = "" if branch in ("", NO_PREFIX) else unwrapped(ended)
+    wanted = {ended, bare, bare[:-1] + "/"} if bare else {""}  # a whole section's too
+    found = [t for t in contents.trunks if t.prefix == branch] or [
+        t for t in contents.trunks if t.prefix in wanted
+    ]
+    if found:
+        return _only(contents, BY_PREFIX, found, branch, path)
     raise CheckpointError(
         f"{path}: no trunk behind the prefix {bare!r}; there are trunks behind {_shown(contents)}. "
         "The branch is online, target, or one of these prefixes"
@@ -131,14 +144,23 @@ def _take(contents: Contents, name: str, trunk: Trunk) -> Choice:
 def _is_known(key: str, inner: str, name: str, trunk: Trunk) -> bool:
     """Whether a key behind a trunk's prefix is known to be no part of it."""
     formats = [FORMATS[name]] if name in FORMATS else FORMATS.values()
-    by_format = any(f.knows(key) for f in formats if trunk.prefix in f.places)
+    by_format = any(
+        f.knows(key) or f.knows(trunk.section + key) for f in formats if _stands(trunk, f)
+    )
     # without a prefix everything stands behind it, and nothing says that it belongs to the trunk
     stranger = name == BY_PREFIX and not trunk.within
     return by_format or bool(re.fullmatch(FC, inner)) or (stranger and not _looks_inside(inner))
 
 
+def _stands(trunk: Trunk, fmt: Format) -> bool:
+    """Whether the format has a trunk there, or behind these names in another section."""
+    elsewhere = trunk.within and any(place.endswith("/" + trunk.within) for place in fmt.places)
+    return trunk.prefix in fmt.places or bool(elsewhere)
+
+
 def _looks_inside(inner: str) -> bool:
-    return re.match(r"(?:conv1|bn1|layer\d|stem|res\d|[0-7])\.", inner) is not None
+    parts = r"(?:conv1|bn1|layer\d|stem|res\d|[0-7]|embedder|encoder\.stages)\."
+    return re.match(parts, inner) is not None
 
 
 def _same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
@@ -163,7 +185,7 @@ def _why_unknown(contents: Contents) -> str:
             f"one is meant cannot be told.{hint} Pass one of these prefixes as the branch"
         )
     name = min(near, key=lambda f: _distance(contents, FORMATS[f]))
-    strangers, trunks = _strangers(contents, FORMATS[name]), contents.trunks
+    strangers, trunks = list(_strangers(contents, FORMATS[name])), contents.trunks
     elsewhere = [t.prefix for t in trunks if t.prefix not in FORMATS[name].places]
     problems = [f"{len(strangers)} unexpected: {listed(strangers)}"] if strangers else []
     problems += [f"more trunks behind {listed(elsewhere)}"] if elsewhere else []
@@ -175,7 +197,7 @@ def _why_unknown(contents: Contents) -> str:
 
 def _distance(contents: Contents, fmt: Format) -> tuple[int, int]:
     elsewhere = sum(t.prefix not in fmt.places for t in contents.trunks)
-    return elsewhere, len(_strangers(contents, fmt))
+    return elsewhere, sum(1 for _ in islice(_strangers(contents, fmt), MAX_COUNTED))
 
 
 OTHER_KINDS = (
@@ -216,7 +238,7 @@ def _why_no_trunk(tensors: Mapping[str, Tensor]) -> str:
         return (
             f"no 'conv1.weight' behind any prefix; its keys are {listed(list(tensors))}. {way_out}"
         )
-    shape = tuple(tensors[stem].shape)
+    shape = () if tensors[stem].is_nested else tuple(tensors[stem].shape)
     if len(shape) != 4 or shape[1:] != (3, 7, 7):
         return f"{stem!r} is {shape}, not a 7x7 stem on three channels. {way_out}"
     prefix = stem.removesuffix("conv1.weight")

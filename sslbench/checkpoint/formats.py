@@ -30,7 +30,8 @@ class Format:
         verified: how its keys are known: from the package, by source at a commit, or described.
         online: prefixes of the trunk that is trained; several are copies of one another.
         target: prefixes of its moving average.
-        others: regular expressions of whole keys, within a section, that are no part of a trunk.
+        others: regular expressions of whole keys, within a section or with its place in front,
+            that are no part of a trunk.
         marks: at least one full key must match one of these; tells apart what shares prefixes.
         schemes: keys of ``naming.SCHEMES``.
         notes: what cannot be seen in the weights and whoever uses them must know.
@@ -52,15 +53,15 @@ class Format:
 
     def knows(self, key: str) -> bool:
         """Tell whether a key within its section is one of those beside a trunk."""
-        return any(pattern.fullmatch(key) for pattern in self._others)
+        return self._others.fullmatch(key) is not None
 
     def is_marked(self, keys: "tuple[str, ...] | list[str]") -> bool:
         """Tell whether the file has what tells this format from others."""
         return not self.marks or any(p.match(key) for p in self._marks for key in keys)
 
     @cached_property
-    def _others(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(map(re.compile, self.others))
+    def _others(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{other})" for other in self.others) or r"(?!)")
 
     @cached_property
     def _marks(self) -> tuple[re.Pattern[str], ...]:
@@ -73,7 +74,7 @@ MMENGINE_HEADS = (
     rf"(?:neck|(?:encoder_k|target_net|momentum_encoder)\.module\.1)"
     rf"\.(?:(?:fc[012]|mlp2?\.[02]){W}|bn[012]{N})",
     rf"neck\.(?:norm{N}|projection_neck\.(?:[03]{W}|1{N}))",
-    r"(?:(?:encoder_k|target_net|momentum_encoder)\.)?steps",
+    r"(?:(?:encoder_k|target_net|momentum_encoder)\.|ema_state_dict/)steps",
     rf"head\.(?:predictor\.(?:fc[01]{W}|bn0{N})|bn{S}|fc{W}|loss_module\.prototypes\.weight)",
     r"queue2?(?:_ptr)?",
 )
@@ -98,14 +99,14 @@ FORMATS: dict[str, Format] = {
         "this suite's own tests",
         ("online.backbone.",),
         ("target.backbone.",),
-        (r"(?:online|target)\..+",),
+        (r"(?:online|target)\.projector\..+", r"online\.predictor\..+"),
     ),
     "torchvision": Format(
         "flat; or `state_dict`, `model` (the reference scripts: also `model_ema`)",
         "package torchvision 0.29.1",
         ("",),
         ("model_ema/",),
-        (FC, "n_averaged"),
+        (FC, r"model_ema/n_averaged"),  # without model_ema it is an average, saved alone
     ),
     "timm": Format(
         "flat; train.py: `state_dict`, `state_dict_ema`",
@@ -226,7 +227,7 @@ FORMATS: dict[str, Format] = {
         ("ema_state_dict/backbone.",),
         ("backbone.",),
         MMENGINE_HEADS,
-        marks=("ema_state_dict/",),
+        marks=(r"ema_state_dict/steps$",),  # others' averages have the name, but not the counter
     ),
     "PixPro": Format(
         "`model` with `module.`, beside `opt`",

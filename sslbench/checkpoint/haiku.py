@@ -5,6 +5,7 @@ and one of averages for each network, as a mapping (``online_params``, ``online_
 once its class is not known, as a plain tuple in the order online, target.
 """
 
+import re
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 from torch import Tensor
 
 STEM, AVERAGES = "initial_conv", "/mean_ema"
+KIND = re.compile(r"_?(?:params|state)$")  # what a network's two trees are called after its name
+OPTIMISER = re.compile(r"optimi[sz]er|(?:^|[/_])optim(?:$|[/_s])|opt_state|scheduler", re.I)
 BRANCHES = ("online", "target")
 MAX_NODES = 10_000  # of a file that are looked at
 
@@ -19,14 +22,26 @@ MAX_NODES = 10_000  # of a file that are looked at
 def haiku_sections(top: Any) -> dict[str, dict[str, Tensor]]:
     """Return the arrays of the networks of a training state, or nothing where there is none."""
     for trees in _families(top):
-        parameters = [tree for _, tree in trees if any(STEM in name for name in tree)]
-        averages = [tree for _, tree in trees if any(AVERAGES in name for name in tree)]
-        if parameters and averages:
-            return {
-                branch: _flat(own) | _flat(statistics)
-                for branch, own, statistics in zip(BRANCHES, parameters, averages, strict=False)
-            }
+        parameters, averages = _networks(trees, STEM), _networks(trees, AVERAGES)
+        shared = [name for name in parameters if name in averages]
+        if shared:
+            return {name: _flat(parameters[name]) | _flat(averages[name]) for name in shared}
     return {}
+
+
+def _networks(
+    trees: list[tuple[str, Mapping[str, Any]]], mark: str
+) -> dict[str, Mapping[str, Any]]:
+    """Trees with a mark by their network: as they are named, else in the order of ``BRANCHES``.
+
+    A tree named after neither branch, as ``ema_params``, keeps its name: it may be anybody's. One
+    that is called ``params`` alone is what was trained.
+    """
+    marked = [(name, tree) for name, tree in trees if any(mark in key for key in tree)]
+    if not any(name for name, _ in marked):
+        return {branch: tree for branch, (_, tree) in zip(BRANCHES, marked, strict=False)}
+    named = [(name, tree) for name, tree in marked if not OPTIMISER.search(name)]
+    return {KIND.sub("", name) or BRANCHES[0]: tree for name, tree in named}
 
 
 def _families(top: Any) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
@@ -40,7 +55,7 @@ def _families(top: Any) -> Iterator[list[tuple[str, Mapping[str, Any]]]]:
         children = list(_children(node))
         trees = [(name, _bare(child)) for name, child in children if _is_tree(_bare(child))]
         if trees:
-            yield sorted(trees, key=lambda pair: "target" in pair[0])  # online before target
+            yield trees
         waiting.extend(child for _, child in children)
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 
-from sslbench.checkpoint.errors import CheckpointError
+from sslbench.checkpoint.errors import CheckpointError, short
 from sslbench.checkpoint.foreign import NUMPY_MAGIC, ZIP_MAGIC, read_foreign
+from sslbench.checkpoint.guard import require_sound_archive, require_sound_row
+from sslbench.checkpoint.torch_pickles import is_row
 from sslbench.checkpoint.unpickling import ForeignPickleError
 
-NOT_OF_TORCH = "Invalid magic number"  # torch's word for a pickle of somebody else
+OF_OBJECTS = b"'|O'"  # NumPy's name of the type in an array's header
 PICKLE_MAGIC, LFS_MAGIC = b"\x80", b"version https://git-lfs"
 
 
@@ -54,27 +56,30 @@ def read_tensors(path: Path, allow_pickle: bool = False) -> Mapping[str, Any]:
 
 def _read(path: Path, head: bytes) -> Any:
     """What torch builds without calling anything."""
-    if head.startswith(NUMPY_MAGIC):
-        raise pickle.UnpicklingError("an array")
+    is_archive = head.startswith(ZIP_MAGIC)
+    if not is_archive and not is_row(memoryview(head)):
+        raise pickle.UnpicklingError("of somebody else")
     try:
+        (require_sound_archive if is_archive else require_sound_row)(path)
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
             # an archive is mapped: only the trunk's pages are read, not the optimiser's
-            mapped = head.startswith(ZIP_MAGIC)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
     except pickle.UnpicklingError:
         raise
+    except ForeignPickleError as error:
+        raise CheckpointError(
+            f"{path} was not opened: {error}. Copy or download it again and compare its size with "
+            "the original's; if that does not help, save the network's state_dict() with torch.save"
+        ) from None
     except Exception as error:  # whatever a damaged file leads to
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        if reason.startswith(NOT_OF_TORCH):
-            raise pickle.UnpicklingError(reason) from None
-        raise _damaged(path, reason) from None
+        raise _damaged(path, _first_line(error)) from None
 
 
 def _may_be_old_pickle(path: Path) -> bool:
     """Protocols 0 and 1 begin with anything; every pickle ends with a full stop."""
     with path.open("rb") as file:
-        file.seek(-1, 2)
+        file.seek(max(path.stat().st_size - 1, 0))
         return file.read(1) == b"."
 
 
@@ -95,13 +100,16 @@ def _is_safetensors(path: Path, head: bytes) -> bool:
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from None
+    except Exception as error:  # whatever a damaged file leads to
+        raise _damaged(path, _first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _damaged(path: Path, reason: str) -> CheckpointError:
@@ -112,15 +120,19 @@ def _damaged(path: Path, reason: str) -> CheckpointError:
 
 
 def _head(path: Path) -> bytes:
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; pass the checkpoint file inside it")
     try:
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder; pass the checkpoint file inside it")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise CheckpointError(f"{path} is a device or a pipe; pass a file with the checkpoint")
         with path.open("rb") as file:
             return file.read(512)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+        raise CheckpointError(f"{path}: no such file; check its name and its folder") from None
     except OSError as error:
-        raise CheckpointError(f"{path} is not readable: {error.strerror}") from None
+        raise CheckpointError(
+            f"{path} is not readable: {error.strerror}. Check its name and its rights, or copy it"
+        ) from None
 
 
 def _refuse_what_is_no_torch_file(path: Path, head: bytes) -> None:
@@ -135,13 +147,21 @@ def _refuse_what_is_no_torch_file(path: Path, head: bytes) -> None:
             f"{path} is cut short: a torch file whose end is missing. Copy or download it again "
             "and compare its size with the original's"
         )
+    if head.startswith(NUMPY_MAGIC) and OF_OBJECTS not in head:
+        raise CheckpointError(
+            f"{path} is a NumPy array of numbers, not a mapping of names to tensors. Pass the file "
+            "with the whole state_dict()"
+        )
     if head.startswith((ZIP_MAGIC, PICKLE_MAGIC, NUMPY_MAGIC)):
         return
     if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path} is a web page, not a checkpoint; the download link is dead")
+        raise CheckpointError(
+            f"{path} is a web page, not a checkpoint; the download link is dead. Find another"
+        )
     if all(byte >= 32 or byte in b"\t\r\n" for byte in head):
         raise CheckpointError(
-            f"{path} is a text file, not a checkpoint; it begins {head[:40].decode('latin1')!r}"
+            f"{path} is a text file, not a checkpoint; it begins {head[:40].decode('latin1')!r}. "
+            "Pass the file that torch.save wrote, or download it again"
         )
     raise CheckpointError(
         f"{path} is neither a torch file nor a pickle (it begins with bytes {head[:8]!r}); "
@@ -159,7 +179,7 @@ def _has_end_of_zip(path: Path) -> bool:
 def _refusal(path: Path, message: str) -> CheckpointError:
     found = re.search(r"GLOBAL (\S+) was not an allowed global", message)
     what = (
-        f"contains an object of class {found[1]}"
+        f"contains an object of class {short(found[1])[1:-1]}"
         if found
         else "is a pickle that torch did not write"
     )

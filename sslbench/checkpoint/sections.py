@@ -6,21 +6,24 @@ as ``teacher/backbone.conv1.weight``. Sections without a trunk (optimiser, heads
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sslbench.checkpoint.errors import CheckpointError, listed
-from sslbench.checkpoint.haiku import haiku_sections
+from sslbench.checkpoint.haiku import OPTIMISER, haiku_sections
 from sslbench.checkpoint.naming import SCHEMES
 
 MAIN = ("state_dict", "model", "model_state_dict", "")
-OPTIMISER = re.compile(r"optim|opt_state|scheduler", re.IGNORECASE)
 ENOUGH = 4  # of a trunk's six marks: also one with a key too few is one
 MAX_DEPTH = 8  # of the deepest known container, VISSL's, is 5
+MAX_CONTAINERS = 20_000  # of a file; one that stands in many places is many
+MAX_TRUNKS = 100
 # What DistributedDataParallel and torch.compile put in front of names. The second may stand
 # anywhere, for nobody calls a module so; the first only in front.
 WRAPPER = re.compile(r"^(?:module\.)+")
@@ -70,7 +73,7 @@ def lay_out(top: Mapping[str, Any], path: Path) -> Contents:
     Raises:
         CheckpointError: no tensors at all, or a name that stands twice.
     """
-    sections = haiku_sections(top) or dict(_sections(top, "", 0))
+    sections = haiku_sections(top) or dict(_sections(top, path))
     if not sections:
         raise CheckpointError(
             f"{path}: no tensors under any name; its top-level keys are "
@@ -78,6 +81,8 @@ def lay_out(top: Mapping[str, Any], path: Path) -> Contents:
         )
     found = {place: _section(names, path) for place, names in sections.items()}
     trunks = {place: find_trunks(names) for place, names in found.items()}
+    for place, names in found.items():
+        _require_plain(names, trunks[place], path)
     kept = [place for place in found if trunks[place]] or list(found)
     main = next((place for place in MAIN if place in kept), kept[0] if len(kept) == 1 else None)
     label = {place: "" if place == main and place in MAIN else f"{place}/" for place in kept}
@@ -87,15 +92,32 @@ def lay_out(top: Mapping[str, Any], path: Path) -> Contents:
     return Contents(tensors, inner, where)
 
 
-def _sections(node: Any, place: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if not isinstance(node, Mapping) or depth > MAX_DEPTH or OPTIMISER.search(place):
-        return
-    tensors = {k: v for k, v in node.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if tensors:
-        yield place, tensors
-    for key, value in node.items():
-        if isinstance(key, str):
-            yield from _sections(value, f"{place}/{key}" if place else key, depth + 1)
+def _sections(top: Any, path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping with tensors and its place; in lists, and under numbers, there are some too."""
+    waiting, seen = [(top, "", 0)], 0
+    while waiting:
+        node, place, depth = waiting.pop()
+        seen += 1
+        if seen > MAX_CONTAINERS:
+            raise CheckpointError(
+                f"{path} holds more than {MAX_CONTAINERS} containers within one another, which no "
+                "checkpoint needs. Save the network's state_dict() alone and pass that file"
+            )
+        items = [(k, v) for k, v in _items(node) if isinstance(k, str | int)]
+        tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
+        if tensors:
+            yield place, tensors
+        inner = [(v, f"{place}/{k}" if place else str(k)) for k, v in items if _is_container(v)]
+        if depth < MAX_DEPTH:
+            waiting += [(v, at, depth + 1) for v, at in inner[::-1] if not OPTIMISER.search(at)]
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, Mapping | list | tuple) and len(value) > 0
+
+
+def _items(node: Any) -> Iterable[tuple[Any, Any]]:
+    return node.items() if isinstance(node, Mapping) else enumerate(node)
 
 
 def _section(names: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -118,9 +140,38 @@ def find_trunks(names: Collection[str]) -> tuple[tuple[str, str], ...]:
     """Find every prefix with most of a trunk's marks behind it; also say in which scheme."""
     found = []
     for scheme_name, scheme in SCHEMES.items():
-        seen = [p for mark in scheme.marks for p in _prefixes(names, mark)]
-        found += [(p, scheme_name) for p in dict.fromkeys(seen) if seen.count(p) >= ENOUGH]
+        seen = Counter(p for mark in scheme.marks for p in _prefixes(names, mark))
+        found += [(prefix, scheme_name) for prefix, count in seen.items() if count >= ENOUGH]
     return tuple(found)
+
+
+def _require_plain(
+    names: Mapping[str, Tensor], trunks: Collection[tuple[str, str]], path: Path
+) -> None:
+    """Refuse a trunk's tensor that is not simply its numbers, before anything looks at them."""
+    if len(trunks) > MAX_TRUNKS:
+        raise CheckpointError(
+            f"{path}: more than {MAX_TRUNKS} trunks. Save the one that is meant and pass that file"
+        )
+    for name, reason in ((n, oddity(v)) for n, v in names.items()):
+        inner = [(s, name.removeprefix(p)) for p, s in trunks if reason and name.startswith(p)]
+        if any(SCHEMES[scheme].canonical(own) for scheme, own in inner):
+            raise CheckpointError(
+                f"{path}: {name!r} is {reason}, not a plain tensor. Save the network's state_dict()"
+                " with every tensor on the CPU, dense, and contiguous()"
+            )
+
+
+def oddity(value: Tensor) -> str:
+    """Say why a tensor is not simply its numbers, or nothing."""
+    if value.is_nested or value.layout != torch.strided:
+        return "nested or sparse"
+    if value.device.type != "cpu":
+        return f"without numbers (device {value.device})"
+    shown = value.numel() * value.element_size()
+    if shown > value.untyped_storage().nbytes():  # a kilobyte could stand for a terabyte
+        return "expanded, with each number in many places"
+    return ""
 
 
 def _prefixes(names: Collection[str], mark: str) -> Sequence[str]:

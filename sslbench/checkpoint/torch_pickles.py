@@ -17,6 +17,7 @@ from torch import Tensor
 from sslbench.checkpoint.unpickling import ForeignPickleError, Function, unpickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+HEAD_OF_ROW = 64  # bytes; a pickle of the number takes 15, or 32 as text
 DTYPES = {
     "Float": torch.float32,
     "Double": torch.float64,
@@ -171,8 +172,8 @@ def _of_row(data: memoryview) -> Any:
 
 
 def is_row(data: memoryview) -> bool:
-    """Whether torch wrote the file, in the old layout."""
+    """Whether torch wrote the file, in the old layout; its first bytes tell."""
     try:
-        return bool(unpickle(data)[0] == LEGACY_MAGIC)
+        return bool(unpickle(data[:HEAD_OF_ROW])[0] == LEGACY_MAGIC)
     except ForeignPickleError:
         return False

@@ -13,6 +13,7 @@ from sslbench.resnet import BLOCKS, LAYERS, STEM_CHANNELS, ResNet
 COUNTER = "num_batches_tracked"
 
 
+MAX_WIDTH = 16  # the widest ResNets that were published have 5 times the channels
 KINDS = ("missing", "unexpected", "mis-shaped")
 
 
@@ -97,8 +98,19 @@ def _architecture(given: Mapping[str, Tensor], where: str) -> tuple[int, float]:
 def _stem_channels(given: Mapping[str, Tensor], where: str) -> int:
     for name in ("conv1.weight", "bn1.weight", "bn1.bias"):
         if name in given and given[name].ndim and given[name].shape[0]:
-            return given[name].shape[0]
-    raise CheckpointError(f"{where}: it has no stem: no 'conv1.weight' and no 'bn1.weight'")
+            channels: int = given[name].shape[0]
+            break
+    else:
+        raise CheckpointError(
+            f"{where}: it has no stem: no 'conv1.weight' and no 'bn1.weight' with numbers in it. "
+            "It was saved incompletely; save the network's state_dict()"
+        )
+    if channels > MAX_WIDTH * STEM_CHANNELS:
+        raise CheckpointError(
+            f"{where}: its stem has {channels} channels, more than {MAX_WIDTH} times a ResNet's "
+            f"{STEM_CHANNELS}; it is damaged, or another network. Take the file again"
+        )
+    return channels
 
 
 def _num_blocks(given: Mapping[str, Tensor], layer: str) -> int:

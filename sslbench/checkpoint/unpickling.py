@@ -17,6 +17,7 @@ from torch import Tensor
 
 Scalar = str | bytes | int | float | bool | None  # keys of dicts; nested tuples can hash for ages
 COPIES = 4  # of the whole file: old protocols keep an array as text, then bytes, then numbers
+MAX_HASHED = 1 << 21  # items of tuples that serve as keys; a tuple of tuples can be endless
 MAX_COPIED = 1 << 20  # items that pickles may have copied from list to list, beyond the file's size
 
 
@@ -97,6 +98,12 @@ def _encoded(text: str, encoding: str = "utf-8") -> bytes:
     return text.encode(encoding)
 
 
+def _bytes(content: Any = b"", *_: Any) -> Any:
+    if not isinstance(content, str | bytes):  # a number would ask for so many zeros
+        raise ForeignPickleError(f"it makes bytes of a {type(content).__name__}")
+    return content
+
+
 def _mapping(pairs: Any = ()) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return pairs
@@ -139,6 +146,7 @@ BUILDS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
     "collections.defaultdict": _defaults,
     "_codecs.encode": _encoded,
+    **{f"{n}.bytearray": _bytes for n in BUILTINS},
     "numpy.dtype": _dtype,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
@@ -220,6 +228,7 @@ class _Unpickler(IN_PYTHON):  # type: ignore[misc]
         super().__init__(file)
         self.builders, self.stored = builders, stored
         self.to_copy = COPIES * len(file.data) + MAX_COPIED
+        self.to_hash = MAX_HASHED
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a builder, or what stands for the class; nothing is imported."""
@@ -234,6 +243,8 @@ class _Unpickler(IN_PYTHON):  # type: ignore[misc]
 
     def called(self, function: Any, arguments: Any) -> Any:
         """Stand for calling a class or a function."""
+        for argument in arguments:
+            self.hashed(argument if isinstance(argument, list) else ())
         if isinstance(function, Unknown):
             return Unknown(function.name, tuple(arguments))
         if isinstance(function, TupleClass):
@@ -242,6 +253,15 @@ class _Unpickler(IN_PYTHON):  # type: ignore[misc]
             raise ForeignPickleError(f"it calls a {type(function).__name__}")
         self.charge(sum(map(_weight, arguments)))
         return function.call(*arguments)
+
+    def hashed(self, keys: Any) -> None:
+        """Count what a reader would hash that takes these for keys; this one never does."""
+        for key in keys:
+            if isinstance(key, tuple):
+                self.to_hash -= 1 + len(key)
+                if self.to_hash < 0:
+                    raise ForeignPickleError("it has tuples of tuples as keys, without end")
+                self.hashed(key)
 
     def charge(self, copied: int) -> None:
         """Count what was copied; a pickle can copy one thing a million times by a few bytes."""
@@ -290,6 +310,7 @@ def _dict(self: _Unpickler) -> None:
 
 def _set_item(self: _Unpickler) -> None:
     value, key = self.stack.pop(), self.stack.pop()
+    self.hashed((key,))
     put(self.stack[-1], key, value)
 
 
@@ -298,6 +319,7 @@ def _set_items(self: _Unpickler) -> None:
 
 
 def _put_all(self: _Unpickler, items: list[Any]) -> None:
+    self.hashed(items[::2])
     for key, value in zip(items[::2], items[1::2], strict=True):
         put(self.stack[-1], key, value)
 
@@ -316,8 +338,16 @@ def _empty_set(self: _Unpickler) -> None:
     self.append([])
 
 
+def _add_items(self: _Unpickler) -> None:
+    items = self.pop_mark()
+    self.hashed(items)
+    extend(self.stack[-1], items)
+
+
 def _frozen_set(self: _Unpickler) -> None:
-    self.append(self.pop_mark())
+    items = self.pop_mark()
+    self.hashed(items)
+    self.append(items)
 
 
 def _byte_array(self: _Unpickler) -> None:
@@ -342,7 +372,7 @@ OPERATIONS: dict[bytes, Callable[[_Unpickler], None]] = {
     pickle.APPEND: _append,
     pickle.APPENDS: _append_all,
     pickle.EMPTY_SET: _empty_set,
-    pickle.ADDITEMS: _append_all,
+    pickle.ADDITEMS: _add_items,
     pickle.FROZENSET: _frozen_set,
     pickle.BYTEARRAY8: _byte_array,
     **dict.fromkeys(
