@@ -42,7 +42,7 @@ def choose(contents: Contents, branch: str, path: Path) -> Choice:
     if branch not in BRANCHES:
         return _by_prefix(contents, branch, path)
     placed = [name for name, fmt in FORMATS.items() if _fits(contents, fmt)]
-    fitting = [name for name in placed if not any(_strangers(contents, FORMATS[name]))]
+    fitting = [name for name in placed if next(_strangers(contents, FORMATS[name]), None) is None]
     if not fitting:
         raise CheckpointError(f"{path}: {_why_unknown(contents)}")
     chosen = {name: _prefixes(contents, FORMATS[name], branch) for name in fitting}
@@ -120,7 +120,7 @@ def _by_prefix(contents: Contents, branch: str, path: Path) -> Choice:
         return _only(contents, BY_PREFIX, found, branch, path)
     raise CheckpointError(
         f"{path}: no trunk behind the prefix {bare!r}; there are trunks behind {_shown(contents)}. "
-        "The branch is online, target, or one of these prefixes"
+        "Choose online, target or one of these prefixes as the branch"
     )
 
 

@@ -37,7 +37,11 @@ def _networks(
     A tree named after neither branch, as ``ema_params``, keeps its name: it may be anybody's. One
     that is called ``params`` alone is what was trained.
     """
-    marked = [(name, tree) for name, tree in trees if any(mark in key for key in tree)]
+    marked = [
+        (name, tree)
+        for name, tree in trees
+        if any(isinstance(key, str) and mark in key for key in tree)
+    ]
     if not any(name for name, _ in marked):
         return {branch: tree for branch, (_, tree) in zip(BRANCHES, marked, strict=False)}
     named = [(name, tree) for name, tree in marked if not OPTIMISER.search(name)]

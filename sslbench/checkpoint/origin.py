@@ -156,9 +156,7 @@ def require_known_pixels(top: Mapping[str, Any], path: Path) -> None:
         return
     has_said = order is not None or stride is not None
     said = (
-        f"metadata: format {order!r}, stride_in_1x1 {stride!r}"
-        if has_said
-        else f"author {author!r}"
+        f"its metadata say {order} and stride_in_1x1 {stride}" if has_said else f"author {author!r}"
     )
     raise CheckpointError(
         f"{path}: Detectron2 weights ({said}) of which nobody says that they expect RGB pixels and "

@@ -34,7 +34,8 @@ def extract(inside: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor]
         raise CheckpointError(
             f"{where}: as a ResNet-{depth} of width {width:g} its tensors do not fit; "
             f"{'; '.join(problems)}. It was saved incompletely, or it is a variant (wide, ResNeXt, "
-            "SE, other stem, shortcut or normalisation) that is not supported"
+            "SE, other stem, shortcut or normalisation) that is not supported. Take the checkpoint "
+            "of a plain ResNet, with all that state_dict() holds"
         )
     _require_sane_values(given, where)
     return {name: _own(given[name]) for name in _shapes(depth, width)}, depth, width
@@ -91,7 +92,8 @@ def _architecture(given: Mapping[str, Tensor], where: str) -> tuple[int, float]:
             return depth, _stem_channels(given, where) / STEM_CHANNELS
     raise CheckpointError(
         f"{where}: stages of {counts} {'bottleneck' if bottleneck else 'basic'} blocks are none of "
-        f"ResNet-{'/'.join(map(str, BLOCKS))}; blocks are missing, or it is another network"
+        f"ResNet-{'/'.join(map(str, BLOCKS))}; blocks are missing, or it is another network. "
+        "Take a checkpoint of one of these, with all that state_dict() holds"
     )
 
 

@@ -244,6 +244,33 @@ def test_a_tensor_longer_or_shorter_than_its_record_is_refused(change, tmp_path)
     assert "differ in size" in refusal(tmp_path, packed)
 
 
+def test_a_changed_byte_of_a_tensor_is_noticed(tmp_path):
+    """Torch compares no check sums."""
+    path = tmp_path / "file.pth"
+    torch.save(ONE, path)
+    content = bytearray(path.read_bytes())
+    place = content.find(ONE["layer3.1.conv2.weight"].numpy().tobytes())
+    content[place + 100] ^= 1
+    assert "check sum" in refusal(tmp_path, bytes(content))
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.serialization, "set_crc32_options"), reason="this torch writes them always"
+)
+def test_a_file_written_without_check_sums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        assert gives(loaded(tmp_path, ONE), ONE)
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+@pytest.mark.parametrize("name", ["", " ", "."])
+def test_a_stranger_without_a_name_is_a_stranger(name, tmp_path):
+    with pytest.raises(CheckpointError, match="nearest to the layout of torchvision, but 1 unexp"):
+        loaded(tmp_path, ONE | {name: torch.ones(2)})
+
+
 def test_the_other_branch_of_a_file_with_heads_of_dino_is_not_guessed(tmp_path):
     others = {k: torch.ones(2) for k in KEY_LISTS["DINO one branch"]["others"]}
     with pytest.raises(CheckpointError, match="student or teacher"):
