@@ -10,19 +10,21 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sslbench.checkpoint.errors import CheckpointError, listed
+from sslbench.checkpoint.errors import CheckpointError, listed, short
 from sslbench.checkpoint.haiku import OPTIMISER, haiku_sections
 from sslbench.checkpoint.naming import SCHEMES
 
+T = TypeVar("T")
 MAIN = ("state_dict", "model", "model_state_dict", "")
 ENOUGH = 4  # of a trunk's six marks: also one with a key too few is one
 MAX_DEPTH = 8  # of the deepest known container, VISSL's, is 5
-MAX_CONTAINERS = 20_000  # of a file; one that stands in many places is many
+MAX_NUMBERED = 100  # networks in a list; a longer one is a history of losses
+MAX_CONTAINERS = 100_000  # of a file; one that stands in many places is many
 MAX_TRUNKS = 100
 # What DistributedDataParallel and torch.compile put in front of names. The second may stand
 # anywhere, for nobody calls a module so; the first only in front.
@@ -73,7 +75,7 @@ def lay_out(top: Mapping[str, Any], path: Path) -> Contents:
     Raises:
         CheckpointError: no tensors at all, or a name that stands twice.
     """
-    sections = haiku_sections(top) or dict(_sections(top, path))
+    sections = haiku_sections(top) or _once(_sections(top, path), path)
     if not sections:
         raise CheckpointError(
             f"{path}: no tensors under any name; its top-level keys are "
@@ -86,10 +88,24 @@ def lay_out(top: Mapping[str, Any], path: Path) -> Contents:
     kept = [place for place in found if trunks[place]] or list(found)
     main = next((place for place in MAIN if place in kept), kept[0] if len(kept) == 1 else None)
     label = {place: "" if place == main and place in MAIN else f"{place}/" for place in kept}
-    tensors = {label[p] + name: value for p in kept for name, value in found[p].items()}
+    named = ((label[p] + name, value) for p in kept for name, value in found[p].items())
+    tensors = _once(named, path)
     inner = {label[p] + name: name for p in kept for name in found[p]}
     where = tuple(Trunk(label[p], *trunk) for p in kept for trunk in trunks[p])
     return Contents(tensors, inner, where)
+
+
+def _once(pairs: Iterable[tuple[str, T]], path: Path) -> dict[str, T]:
+    """Make a dict of what may have one name twice, as 'a/b' and 'b' within 'a'."""
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise CheckpointError(
+                f"{path}: {short(name)} stands in two places of the file; which is meant cannot be "
+                "told. Save one state_dict() and pass that file"
+            )
+        found[name] = value
+    return found
 
 
 def _sections(top: Any, path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -107,7 +123,11 @@ def _sections(top: Any, path: Path) -> Iterator[tuple[str, dict[str, Tensor]]]:
         tensors = {k: v for k, v in items if isinstance(k, str) and isinstance(v, Tensor)}
         if tensors:
             yield place, tensors
-        inner = [(v, f"{place}/{k}" if place else str(k)) for k, v in items if _is_container(v)]
+        inner = [
+            (v, f"{place}/{k}" if place else str(k))
+            for k, v in items
+            if _is_container(v) and (isinstance(k, str) or len(node) <= MAX_NUMBERED)
+        ]
         if depth < MAX_DEPTH:
             waiting += [(v, at, depth + 1) for v, at in inner[::-1] if not OPTIMISER.search(at)]
 

@@ -37,7 +37,7 @@ class Storage:
     """A flat run of numbers, also before they were read."""
 
     dtype: torch.dtype
-    content: bytes | bytearray | None = None
+    content: bytearray | None = None
 
 
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ class LateTensor:
         Raises:
             ForeignPickleError: it reaches beyond its storage, or shows numbers more than once.
         """
-        content, dtype = self.storage.content or b"", self.storage.dtype
+        content, dtype = self.storage.content or bytearray(), self.storage.dtype
         held, shown = len(content) // dtype.itemsize, 1
         for number in self.size:
             shown *= number
@@ -66,8 +66,9 @@ class LateTensor:
             raise ForeignPickleError("it has a tensor that shows the same numbers many times")
         if not shown:
             return torch.empty(self.size, dtype=dtype)
-        flat = torch.frombuffer(bytearray(content), dtype=dtype)
-        return flat.as_strided(self.size, self.stride, self.offset).clone()
+        # not copied: a thousand tensors may share one storage
+        flat = torch.frombuffer(content, dtype=dtype)
+        return flat.as_strided(self.size, self.stride, self.offset)
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> LateTensor:
@@ -110,7 +111,7 @@ def _of_archive(archive: zipfile.ZipFile, size: int) -> Any:
     def stored(saved_id: Any) -> Storage:
         dtype, key = _named(saved_id)
         if key not in storages:
-            storages[key] = Storage(dtype, archive.read(f"{folder}data/{key}"))
+            storages[key] = Storage(dtype, bytearray(archive.read(f"{folder}data/{key}")))
         return storages[key]
 
     top, _ = unpickle(memoryview(archive.read(pickled)), builders=TENSORS, stored=stored)
@@ -166,7 +167,7 @@ def _of_row(data: memoryview) -> Any:
         end = place + 8 + count * storages[key].dtype.itemsize
         if not place + 8 <= end <= len(data):
             raise ForeignPickleError("its end is missing")
-        storages[key].content = bytes(data[place + 8 : end])
+        storages[key].content = bytearray(data[place + 8 : end])
         place = end
     return top
 

@@ -16,6 +16,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -604,7 +605,24 @@ def write_bombs(folder: Path) -> None:
     (folder / "copies").write_bytes(
         b"\x80\x02(" + b"N" * 100_000 + b"lq\0" + b"cbuiltins\nlist\nh\0\x85R0" * 20_000 + b"t."
     )
+    (folder / "network").write_bytes(shared_network())
+    flat = torch.ones(2 << 20)
+    many = {f"v{i}": flat.view(-1) for i in range(1000)} | {"unknown": Fraction(1, 2)}
+    torch.save(many, folder / "views", _use_new_zipfile_serialization=False)
     (folder / "table").write_bytes(struct.pack("<Q", 90 << 20) + b"{" + b" " * (91 << 20))
+
+
+def shared_network() -> bytes:
+    """A module whose two parts are one module, whose two parts are one module ..., 30 deep."""
+    module = torch.nn.Module()
+    module.register_buffer("x", torch.ones(1))
+    for _ in range(30):
+        outer = torch.nn.Module()
+        outer.a = outer.b = module
+        module = outer
+    file = io.BytesIO()
+    torch.save(module, file)
+    return file.getvalue()
 
 
 def meta_trunk(width: float) -> dict[str, torch.Tensor]:

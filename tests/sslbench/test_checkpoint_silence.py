@@ -81,6 +81,20 @@ def test_a_second_trunk_is_seen_wherever_it_stands(beside, tmp_path):
     assert gives(loaded(tmp_path, {"state_dict": ONE} | beside, place), OTHER)
 
 
+def test_a_long_history_beside_the_weights_is_no_matter(tmp_path):
+    history = [(step, 0.5, {"loss": 0.1}) for step in range(20_000)]
+    assert gives(loaded(tmp_path, {"state_dict": ONE, "history": history}), ONE)
+
+
+def test_two_trunks_of_one_name_are_refused(tmp_path):
+    for content in (
+        {"state_dict": ONE, "a": {"b": ONE}, "a/b": OTHER},
+        {"state_dict": ONE | under("a/", OTHER), "a": OTHER},
+    ):
+        with pytest.raises(CheckpointError, match="stands in two places"):
+            loaded(tmp_path, content)
+
+
 @pytest.mark.parametrize("name", ["optimizer", "optim", "optimizer_states", "lr_scheduler"])
 def test_an_optimisers_momentum_is_no_trunk(name, tmp_path):
     assert gives(loaded(tmp_path, {"state_dict": ONE, name: {"momentum": OTHER}}), ONE)
