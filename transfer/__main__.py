@@ -2,6 +2,9 @@
 
     python -m transfer inspect moco_v2.pth
     python -m transfer convert moco_v2.pth --layout c4 --out runs/moco_c4
+    python -m transfer convert moco_v2.pth --layout fpn --out moco_fpn.pth
+    python -m transfer convert moco_fpn.pth --layout torchvision --out moco.safetensors
+    python -m transfer convert runs/pretrain/cyborgs-0123456789ab --layout fpn
     python -m transfer run voc0712_det --weights runs/moco_c4/weights.pkl --data /data
 
 Every command continues what was interrupted, and does nothing where it is already done.
@@ -9,13 +12,17 @@ Every command continues what was interrupted, and does nothing where it is alrea
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sslbench.command import errors_in_one_paragraph
+from sslbench.command import errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
+from sslbench.files import read_json
 from sslbench.stage import run_standalone
+
+if TYPE_CHECKING:
+    from transfer.convert import Convert
 
 app = typer.Typer(
     help="Convert checkpoints to detector weights and fine-tune detectors from them.",
@@ -26,36 +33,90 @@ app = typer.Typer(
 
 Checkpoint = Annotated[Path, typer.Argument(help="file of any known code base")]
 Branch = Annotated[str, typer.Option(help="online, target, or the prefix in front of conv1.weight")]
+AllowPickle = Annotated[
+    bool, typer.Option(help="open pickles of any origin; nothing that they name is called")
+]
 Out = Annotated[Path | None, typer.Option(help="run folder; default runs/KIND/...")]
 
 
 @app.command()
 def convert(
-    checkpoint: Checkpoint,
-    layout: Annotated[Literal["c4", "fpn"], typer.Option(help="kind of detector")],
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint, weights, or a folder of several")],
+    layout: Annotated[
+        Literal["c4", "fpn", "torchvision"], typer.Option(help="kind of detector, or plain names")
+    ],
     branch: Branch = "online",
-    out: Out = None,
+    format: Annotated[
+        Literal["pkl", "pth", "safetensors"] | None,
+        typer.Option(help="default pkl for a detector, pth for torchvision"),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="run folder, or a file .pkl, .pth, .safetensors; default runs/convert/.."
+        ),
+    ] = None,
 ) -> None:
-    """Write weights that Detectron2 loads by exact name; compare their maps with the original."""
-    from sslbench.config import build
-    from transfer.convert import Convert, ConvertConfig
+    """Write weights that load by exact name; compare their maps with the original's."""
+    from transfer.convert import Convert, as_asked
 
     with errors_in_one_paragraph():
-        table = {"layout": layout, "branch": branch}
-        stage = Convert(build(ConvertConfig, table, where="the command line"))
-        inputs = {"checkpoint": checkpoint}
-        folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
-    parity = json.loads((folder / made["parity"]).read_text())
+        config, out, is_file = as_asked(layout, branch, format, out)
+        stage = Convert(config, allow_pickle)
+        if checkpoint.is_dir():
+            _convert_folder(checkpoint, stage, out, is_file)
+            return
+        weights, record = _convert_one(checkpoint, stage, out, is_file)
+        parity = read_json(record)
     for level, found in parity["levels"].items():
         print(f"{level}  max|a-b| / max|original| = {found['relative']:.1e}")
     print(f"compared with {parity['reference']}; at most {parity['tolerance']:g} is allowed")
-    print(folder / made["weights"])
+    for note in parity.get("metadata", {}).get("notes", ()):
+        print(f"note: {note}")
+    print(weights)
+
+
+def _convert_one(
+    checkpoint: Path, stage: "Convert", out: Path | None, is_file: bool
+) -> tuple[Path, Path]:
+    from transfer.convert import convert_to_file
+
+    if out is not None and is_file:
+        return out, convert_to_file(stage, checkpoint, out)
+    inputs = {"checkpoint": checkpoint}
+    folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
+    return folder / made["weights"], folder / made["parity"]
+
+
+def _convert_folder(folder: Path, stage: "Convert", out: Path | None, is_file: bool) -> None:
+    from sslbench.stage import artifacts
+    from transfer.batch import checkpoints_in, convert_each
+
+    if is_file:
+        raise ValueError(f"--out {out} is one file, {folder} holds several; give a folder")
+    checkpoints = checkpoints_in(folder)
+    out = out or Path("runs") / stage.kind / f"{folder.resolve().name}-{stage.label}"
+    require_place("--out", out, is_folder=True)
+    num_failed = 0
+    for done in convert_each(stage, checkpoints, out):
+        if done.state == "failed":
+            num_failed += 1
+            print(f"{done.checkpoint.name}  failed: {done.reason}", flush=True)
+            continue
+        made = artifacts(done.folder)
+        levels = read_json(done.folder / made["parity"])["levels"].values()
+        worst = max(level["relative"] for level in levels)
+        weights = done.folder / made["weights"]
+        print(f"{done.checkpoint.name}  {done.state}  {worst:.1e}  {weights}", flush=True)
+    if num_failed:
+        raise ValueError(f"{num_failed} of {len(checkpoints)} checkpoints were not converted")
 
 
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="name in configs/transfer, or a path to a .toml")],
-    weights: Annotated[Path, typer.Option(help="weights.pkl written by convert")],
+    weights: Annotated[Path, typer.Option(help="file written by convert")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as seed=1 or set.SOLVER.MAX_ITER=90")
     ] = None,
@@ -86,19 +147,19 @@ def run(
 
 
 @app.command()
-def inspect(checkpoint: Checkpoint) -> None:
+def inspect(checkpoint: Checkpoint, allow_pickle: AllowPickle = False) -> None:
     """Say what a checkpoint is: format, branches, depth, width, hash."""
     with errors_in_one_paragraph():
-        found = _inspect(checkpoint)
+        found = _inspect(checkpoint, allow_pickle)
     print(json.dumps(found, indent=2))
 
 
-def _inspect(path: Path) -> dict[str, Any]:
+def _inspect(path: Path, allow_pickle: bool) -> dict[str, Any]:
     from sslbench import checkpoint
     from transfer.weights import is_weights, load_weights, weights_digest
 
     if not is_weights(path):
-        return checkpoint.inspect(path)
+        return checkpoint.inspect(path, allow_pickle)
     model, metadata = load_weights(path)
     return {"path": str(path), "tensors": len(model), "digest": weights_digest(model), **metadata}
 

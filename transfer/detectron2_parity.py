@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sslbench.checkpoint import Backbone
 from sslbench.resnet import stem_channels
+from transfer.engines.loading import tensors
 from transfer.naming import LAST_STAGE, TRUNK, Layout
 from transfer.weights import WeightsError, load_weights
 
@@ -38,7 +39,10 @@ def maps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside Detectron2, none of the user's making
         model, channel_order = _detector(backbone, metadata, layout)
-    _load(model, weights_path)
+    if weights_path.suffix == ".safetensors":  # which Detectron2 does not read
+        model.load_state_dict(tensors(arrays), strict=False)
+    else:
+        _load(model, weights_path)
     _require_loaded(model, arrays, layout)
     return f"detectron2 {detectron2.__version__}", _run(model, layout, pictures, channel_order)
 

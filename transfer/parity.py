@@ -23,7 +23,8 @@ from sslbench.datasets import decode_rgb
 from sslbench.resnet import LAYERS, PIXEL_MEAN, PIXEL_STD
 from sslbench.rng import numpy_generator
 from transfer.detectron2_trunk import Detectron2Trunk
-from transfer.naming import LAST_STAGE, STAGES, TRUNK, Layout
+from transfer.layouts import AnyLayout
+from transfer.naming import LAST_STAGE, STAGES, TRUNK
 from transfer.task import has_detectron2
 from transfer.weights import load_weights
 
@@ -47,7 +48,7 @@ class Difference:
         return self.absolute / self.reference if self.reference > 0 else self.absolute
 
 
-def check_parity(backbone: Backbone, weights_path: Path, layout: Layout) -> dict[str, Any]:
+def check_parity(backbone: Backbone, weights_path: Path, layout: AnyLayout) -> dict[str, Any]:
     """Compare ``res2`` to ``res5`` and return the record of the comparison.
 
     Raises:
@@ -115,11 +116,13 @@ def canonical_maps(backbone: Backbone, pictures: list[Path]) -> dict[str, Tensor
 
 
 def detector_maps(
-    backbone: Backbone, weights_path: Path, layout: Layout, pictures: list[Path]
+    backbone: Backbone, weights_path: Path, layout: AnyLayout, pictures: list[Path]
 ) -> tuple[str, dict[str, Tensor]]:
     """Compute the maps of the written weights; also say what computed them."""
-    from transfer import detectron2_parity
+    from transfer import detectron2_parity, torchvision_parity
 
+    if layout == "torchvision":
+        return torchvision_parity.maps(weights_path, pictures)
     if has_detectron2() and detectron2_parity.can_build(backbone.depth, backbone.width):
         return detectron2_parity.maps(backbone, weights_path, layout, pictures)
     arrays, metadata = load_weights(weights_path)

@@ -83,8 +83,9 @@ def test_the_digest_sees_values_and_not_order():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "damaged or no pickle"),
-        (b"text", "damaged or no pickle"),
+        (b"", "is empty"),
+        (b"text", "is a text file"),
+        (b"\x80", "damaged"),
         (pickle.dumps({"model": {}}), "was not written by"),
         (pickle.dumps([1]), "was not written by"),
         (pickle.dumps({"__author__": "sslbench", "model": {}, "metadata": {}}), "no weights"),
