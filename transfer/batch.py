@@ -6,6 +6,7 @@ other code bases write ``checkpoint_0100.pth.tar`` or ``epoch_100.pth`` side by 
 
 import filecmp
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,16 +61,16 @@ def convert_each(stage: Convert, checkpoints: list[Path], out: Path) -> Iterator
     """
     for checkpoint, name in zip(checkpoints, _names(checkpoints), strict=True):
         folder = out / name
-        state: Literal["converted", "done before"] = (
-            "done before" if status(folder) == "done" else "converted"
-        )
+        is_new, is_done = not folder.exists(), status(folder) == "done"
         try:
             inputs = {"checkpoint": checkpoint}
             run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=folder)
         except ValueError as error:
+            if is_new:  # nothing is in it, and it would be in the way of the mended file
+                shutil.rmtree(folder, ignore_errors=True)
             yield Outcome(checkpoint, folder, "failed", str(error))
         else:
-            yield Outcome(checkpoint, folder, state)
+            yield Outcome(checkpoint, folder, "done before" if is_done else "converted")
 
 
 def _order(path: Path) -> tuple[bool, list[tuple[bool, int, str]]]:

@@ -38,7 +38,9 @@ WITHIN = 4096  # bytes from the beginning, or the end of a file of release 0.1
 def write_weights(path: Path, model: Arrays, metadata: Mapping[str, Any]) -> None:
     """Write the file atomically, in the format that its name ends with."""
     container = "state_dict" if metadata.get("layout") == "torchvision" else "model"
-    content = {"__author__": AUTHOR, "metadata": dict(metadata), container: model}
+    # sorted, as in the header of safetensors: whichever file they came through, the same bytes
+    said = dict(sorted(metadata.items()))
+    content = {"__author__": AUTHOR, "metadata": said, container: model}
     WRITERS[path.suffix](path, content)
 
 
