@@ -82,9 +82,9 @@ def _convert_one(
 ) -> tuple[Path, Path]:
     from transfer.convert import convert_to_file
 
-    if out is not None and is_file:
-        return out, convert_to_file(stage, checkpoint, out)
     inputs = {"checkpoint": checkpoint}
+    if out is not None and is_file:
+        return out, convert_to_file(stage, inputs, out)
     folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
     return folder / made["weights"], folder / made["parity"]
 
@@ -156,12 +156,14 @@ def inspect(checkpoint: Checkpoint, allow_pickle: AllowPickle = False) -> None:
 
 def _inspect(path: Path, allow_pickle: bool) -> dict[str, Any]:
     from sslbench import checkpoint
-    from transfer.weights import is_weights, load_weights, weights_digest
+    from transfer.trunks import read_trunk
+    from transfer.weights import is_weights
 
     if not is_weights(path):
         return checkpoint.inspect(path, allow_pickle)
-    model, metadata = load_weights(path)
-    return {"path": str(path), "tensors": len(model), "digest": weights_digest(model), **metadata}
+    trunk, metadata = read_trunk(path, "online", allow_pickle)
+    digest = checkpoint.state_digest(trunk.state)
+    return {"path": str(path), "tensors": len(trunk.state), "digest": digest, **metadata}
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -79,10 +79,10 @@ class Convert:
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         made = {"weights": f"weights{self.config.suffix}", "parity": "parity.json"}
-        self.write(ctx.inputs["checkpoint"], ctx.dir / made["weights"], ctx.dir / made["parity"])
+        self.write(ctx.inputs, ctx.dir / made["weights"], ctx.dir / made["parity"])
         return made
 
-    def write(self, checkpoint: Path, weights: Path, parity: Path, **extra: Any) -> None:
+    def write(self, inputs: Mapping[str, Path], weights: Path, parity: Path, **extra: Any) -> None:
         """Write the weights and the record of their parity; nothing where they fail the check.
 
         Args:
@@ -96,7 +96,7 @@ class Convert:
         from transfer.trunks import read_trunk
         from transfer.weights import write_weights
 
-        layout = self.config.layout
+        checkpoint, layout = inputs["checkpoint"], self.config.layout
         backbone, recorded = read_trunk(checkpoint, self.config.branch, self.allow_pickle)
         if layout == "c4" and backbone.depth < 50:
             raise ConvertError(
@@ -150,7 +150,7 @@ def as_asked(
     return config, out, is_file
 
 
-def convert_to_file(stage: Convert, checkpoint: Path, weights: Path) -> Path:
+def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -> Path:
     """Write a file of the user's naming, with its record beside it; nothing if both are there.
 
     Returns:
@@ -160,10 +160,12 @@ def convert_to_file(stage: Convert, checkpoint: Path, weights: Path) -> Path:
         ConvertError: something else is there.
     """
     require_place("--out", weights)
-    if not checkpoint.is_file():
-        raise ConvertError(f"checkpoint: {checkpoint} does not exist or is no file")
+    for name, path in inputs.items():
+        if not path.is_file():
+            raise ConvertError(f"{name}: {path} does not exist or is no file")
     parity = weights.with_name(f"{weights.name}.parity.json")
-    mark = fingerprint(stage, {"checkpoint": f"sha256:{file_sha256(checkpoint)}"}, {})
+    upstream = {name: f"sha256:{file_sha256(path)}" for name, path in inputs.items()}
+    mark = fingerprint(stage, upstream, {})
     if weights.exists():
         record = read_json(parity) if parity.exists() else {}
         if record.get("fingerprint") != mark or record["output"] != _described(weights):
@@ -174,7 +176,7 @@ def convert_to_file(stage: Convert, checkpoint: Path, weights: Path) -> Path:
         return parity
     with disk_errors_named(weights):
         weights.parent.mkdir(parents=True, exist_ok=True)
-        stage.write(checkpoint, weights, parity, fingerprint=mark)
+        stage.write(inputs, weights, parity, fingerprint=mark)
     return parity
 
 
@@ -191,9 +193,9 @@ def metadata(backbone: "Backbone", layout: str) -> dict[str, Any]:
         "depth": backbone.depth,
         "width": backbone.width,
         "layout": layout,
-        "format": "RGB",
+        "format": backbone.colour_order,
         "pixel_mean": list(PIXEL_MEAN),
         "pixel_std": list(PIXEL_STD),
         "stride_in_1x1": False,
-        "notes": list(getattr(backbone, "notes", ())),
+        "notes": list(backbone.notes),
     }

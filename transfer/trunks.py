@@ -1,7 +1,6 @@
 """The trunk to convert: of any checkpoint, or of weights that were converted before."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,13 @@ from sslbench.checkpoint.trunk import extract
 from transfer.convert import metadata
 from transfer.layouts import from_layout
 from transfer.weights import Arrays, WeightsError, is_weights, load_weights
+
+FROM_METADATA = {
+    "sha256": "sha256",
+    "format": "checkpoint_format",
+    "prefix": "prefix",
+    "colour_order": "format",
+}  # field of a trunk -> where the metadata has it
 
 
 def read_trunk(path: Path, branch: str, allow_pickle: bool) -> tuple[Backbone, dict[str, Any]]:
@@ -34,19 +40,11 @@ def read_trunk(path: Path, branch: str, allow_pickle: bool) -> tuple[Backbone, d
 
 
 def _backbone(arrays: Arrays, recorded: Mapping[str, Any], branch: str, path: Path) -> Backbone:
-    try:
-        said = {name: recorded[name] for name in ("depth", "width")}
-        layout, held = recorded["layout"], recorded["branch"]
-        known = {
-            "sha256": recorded["sha256"],
-            "format": recorded["checkpoint_format"],
-            "prefix": recorded["prefix"],
-            "notes": tuple(recorded.get("notes", ())),
-        }
-    except KeyError as error:
-        raise WeightsError(
-            f"{path} does not say its {error.args[0]}; convert the checkpoint again"
-        ) from None
+    names = (*("depth", "width", "layout", "branch"), *FROM_METADATA.values())
+    lacking = [name for name in names if name not in recorded]
+    if lacking:
+        raise WeightsError(f"{path} does not say its {lacking[0]}; convert the checkpoint again")
+    held, layout = recorded["branch"], recorded["layout"]
     if branch not in ("online", held):
         raise WeightsError(
             f"{path} holds the {held} branch of {recorded.get('source')} and no other; "
@@ -54,14 +52,20 @@ def _backbone(arrays: Arrays, recorded: Mapping[str, Any], branch: str, path: Pa
         )
     inside = {name: torch.from_numpy(v) for name, v in from_layout(arrays, layout).items()}
     state, depth, width = extract(inside, f"{path}, layout {layout}")
-    if said != {"depth": depth, "width": width}:
+    if (depth, width) != (recorded["depth"], recorded["width"]):
         raise WeightsError(
-            f"{path} says that it holds {said} but its tensors are a ResNet-{depth} of width "
-            f"{width:g}; it was changed after it was written. Convert the checkpoint again"
+            f"{path} says that it holds a ResNet-{recorded['depth']} of width {recorded['width']} "
+            f"but its tensors are a ResNet-{depth} of width {width:g}; it was changed after it was "
+            "written. Convert the checkpoint again"
         )
-    of_file = {"source": str(path), "branch": held, "dropped": (), "counters": {}}
-    given = {**of_file, **known}
-    names = {field.name for field in fields(Backbone)}
     return Backbone(
-        state=state, depth=depth, width=width, **{k: v for k, v in given.items() if k in names}
+        state=state,
+        depth=depth,
+        width=width,
+        source=str(path),
+        branch=held,
+        dropped=(),
+        counters={},
+        notes=tuple(recorded.get("notes", ())),
+        **{field: recorded[name] for field, name in FROM_METADATA.items()},
     )

@@ -7,7 +7,6 @@ names the tensors stand under ``state_dict``. In a ``.safetensors`` file the ten
 themselves and everything else in the header, as JSON.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,12 +74,3 @@ def load_weights(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             raise WeightsError(f"{path}: {name!r} is not a float32 array; convert again")
     return model, metadata
-
-
-def weights_digest(model: Arrays) -> str:
-    """Hash names, shapes and values, whatever the order and the metadata."""
-    digest = hashlib.sha256()
-    for name in sorted(model):
-        digest.update(f"{name} {model[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(model[name]).tobytes())
-    return digest.hexdigest()
