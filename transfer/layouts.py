@@ -1,11 +1,12 @@
 """The names that weights are written under: of two kinds of detector, or torchvision's own."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from transfer.naming import from_detectron2, to_detectron2
 
 AnyLayout = Literal["c4", "fpn", "torchvision"]
+LAYOUTS: tuple[AnyLayout, ...] = get_args(AnyLayout)
 Value = TypeVar("Value")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,6 @@ from sslbench.files import atomic_path, interned, write_torch
 
 PICKLE_PROTOCOL = 4  # the newest that every Python of Detectron2's time reads
 NUMPY_1, NUMPY_2 = "numpy.core.multiarray", "numpy._core.multiarray"
-HARMLESS = {  # what a pickled array consists of
-    (NUMPY_1, "_reconstruct"),
-    (NUMPY_2, "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
 PICKLE_MAGIC, ZIP_MAGIC = b"\x80", b"PK\x03\x04"
 TENSORS = ("model", "state_dict")
 Arrays = dict[str, npt.NDArray[np.float32]]
@@ -53,21 +47,20 @@ def write_pickle(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a pickle of arrays and plain containers.
+    """Read a pickle of arrays and plain containers; nothing that it names is called, NumPy neither.
+
+    NumPy's own functions would take whatever a damaged file says, down to crashes.
 
     Raises:
-        WeightsError: it is damaged, or names anything else.
+        WeightsError: it is damaged.
     """
+    from sslbench.checkpoint.foreign import read_foreign
+    from sslbench.checkpoint.unpickling import ForeignPickleError
+
     try:
-        with path.open("rb") as file:
-            return _Restricted(file).load()
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    # a damaged pickle can fail in any of these ways, none of them informative
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
-    except (AttributeError, TypeError, UnicodeDecodeError, MemoryError, OverflowError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from None
+        return _with_arrays(read_foreign(path))
+    except ForeignPickleError as error:
+        raise _damaged(path, str(error)) from None
 
 
 def write_torch_file(path: Path, content: dict[str, Any]) -> None:
@@ -82,26 +75,37 @@ def write_torch_file(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_torch_file(path: Path) -> Any:
-    """Read a torch file, its tensors as arrays.
+    """Read a torch file.
 
     Raises:
         WeightsError: it is damaged or something else.
     """
-    import torch
-
     from sslbench.checkpoint.errors import CheckpointError
     from sslbench.checkpoint.reading import read_tensors
 
-    def arrays(tensors: Any) -> Any:
-        if not isinstance(tensors, Mapping):
-            return None
-        is_tensor = {name: isinstance(v, torch.Tensor) for name, v in tensors.items()}
-        return {n: v.detach().numpy() if is_tensor[n] else v for n, v in tensors.items()}
-
     try:
-        top = read_tensors(path)
+        return _with_arrays(read_tensors(path))
     except CheckpointError as error:
         raise WeightsError(str(error)) from None
+
+
+def _with_arrays(top: Any) -> Any:
+    """Make the tensors of a model arrays; what is no tensor stays, and is refused later."""
+    import torch
+
+    def array(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        try:
+            return value.detach().numpy()
+        except (TypeError, RuntimeError):  # sparse, or of a kind that NumPy lacks
+            return value
+
+    def arrays(model: Any) -> Any:
+        return {n: array(v) for n, v in model.items()} if isinstance(model, Mapping) else None
+
+    if not isinstance(top, Mapping):
+        return top
     return {key: arrays(value) if key in TENSORS else value for key, value in top.items()}
 
 
@@ -159,14 +163,3 @@ class _Pickler(vars(pickle)["_Pickler"]):  # type: ignore[misc]  # the one whose
         self.save(obj.__name__)
         self.write(pickle.STACK_GLOBAL)
         self.memoize(obj)
-
-
-class _Restricted(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in HARMLESS:
-            raise WeightsError(
-                f"contains {module}.{name}, which could run code, so the file was not opened. "
-                "Convert the original checkpoint with 'python -m transfer convert'"
-            )
-        found: Callable[..., Any] = super().find_class(module, name)
-        return found

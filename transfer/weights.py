@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from transfer import weight_files
+from transfer.layouts import LAYOUTS
 from transfer.weight_files import Arrays, WeightsError
 
 __all__ = ["Arrays", "WeightsError", "is_weights", "load_weights", "write_weights"]
@@ -70,6 +71,9 @@ def load_weights(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
     model, metadata = content.get("model", content.get("state_dict")), content.get("metadata")
     if not isinstance(model, dict) or not model or not isinstance(metadata, dict):
         raise WeightsError(f"{path} holds no weights; convert the checkpoint again")
+    layout = metadata.get("layout", "c4")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise WeightsError(f"{path} says layout {layout!r}; known: {', '.join(LAYOUTS)}")
     for name, value in model.items():
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             raise WeightsError(f"{path}: {name!r} is not a float32 array; convert again")

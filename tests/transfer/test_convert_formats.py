@@ -1,6 +1,7 @@
 """python -m transfer convert: layouts, formats, files of the user's naming, and the way back."""
 
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from sslbench.checkpoint import load_backbone
 from sslbench.config import ConfigError, departures
 from transfer.__main__ import app
 from transfer.convert import Convert, ConvertConfig
-from transfer.layouts import from_layout
-from transfer.weights import load_weights
+from transfer.layouts import from_layout, to_layout
+from transfer.weights import load_weights, write_weights
 
 WAYS = [
     ("c4", "pkl"),
@@ -183,6 +184,30 @@ def test_a_pickle_is_opened_only_with_leave(tmp_path: Path):
     weights = converted(path, "fpn", tmp_path / "w.pkl", "--allow-pickle")
     state = from_layout(load_weights(weights)[0], "fpn")
     assert np.array_equal(state["conv1.weight"], network["conv1.weight"].numpy())
+
+
+def test_detectron2_weights_of_others_come_back_too(tmp_path: Path):
+    original = load_backbone(write_checkpoint(tmp_path)).state
+    model = {
+        name.removeprefix("backbone.bottom_up."): value.numpy()
+        for name, value in to_layout(original, "fpn").items()
+    }
+    path = tmp_path / "moco.pkl"
+    content = {"model": model, "__author__": "MOCO", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content))
+    assert "--allow-pickle" in convert(path, "torchvision", tmp_path / "w.pth").output
+    back = converted(path, "torchvision", tmp_path / "w.pth", "--allow-pickle")
+    arrays, said = load_weights(back)
+    assert said["checkpoint_format"] == "Detectron2"
+    assert all(np.array_equal(arrays[name], v.numpy()) for name, v in original.items())
+
+
+def test_what_must_be_known_of_a_network_is_printed(tmp_path: Path):
+    first = converted(write_checkpoint(tmp_path), "fpn", tmp_path / "first.pkl")
+    arrays, said = load_weights(first)
+    write_weights(tmp_path / "noted.pkl", arrays, said | {"notes": ["pads otherwise"]})
+    result = convert(tmp_path / "noted.pkl", "c4", tmp_path / "w.pkl")
+    assert "note: pads otherwise\n" in result.output
 
 
 def test_leave_to_open_pickles_is_no_part_of_what_was_converted(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Converted weights in all layouts and formats: same tensors, same bytes, and the way back."""
 
+import contextlib
 import json
 import pickle
 from pathlib import Path
@@ -217,3 +218,46 @@ def test_weights_that_do_not_know_their_source_are_named(name: str, tmp_path: Pa
     write_weights(tmp_path / "w.pkl", arrays, {k: v for k, v in said.items() if k != name})
     with pytest.raises(WeightsError, match=f"does not say its {name}"):
         read_trunk(tmp_path / "w.pkl", "online", allow_pickle=False)
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth", "safetensors"])
+def test_changed_bytes_lead_to_our_error_or_to_nothing(ending: str, tmp_path: Path):
+    path = tmp_path / f"weights.{ending}"
+    write_weights(path, SMALL, SAID)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(whole)
+        for place in generator.integers(0, len(whole), generator.integers(1, 4)):
+            changed[place] = generator.integers(256)
+        path.write_bytes(changed)
+        is_weights(path)
+        with contextlib.suppress(WeightsError):
+            model, said = load_weights(path)
+            assert all(value.dtype == np.float32 for value in model.values())
+            assert isinstance(said, dict)
+
+
+@pytest.mark.parametrize("layout", ["c5", "", 7, ["c4"]])
+def test_a_layout_that_nobody_knows_is_named(layout, tmp_path: Path):
+    write_weights(tmp_path / "w.pkl", SMALL, SAID | {"layout": layout})
+    with pytest.raises(WeightsError, match="known: c4, fpn, torchvision"):
+        load_weights(tmp_path / "w.pkl")
+
+
+def test_a_tensor_that_numpy_lacks_is_refused(tmp_path: Path):
+    for odd in (torch.eye(3).to_sparse(), torch.ones(2, dtype=torch.bfloat16)):
+        content = {"__author__": "sslbench", "metadata": SAID, "model": {"a": odd}}
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(WeightsError, match="'a' is not a float32 array"):
+            load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth", "safetensors"])
+def test_what_is_known_of_the_weights_survives_the_way_back(ending: str, tmp_path: Path):
+    arrays, said = load_weights(written(tmp_path, "fpn", "pkl"))
+    more = said | {"notes": ["pads otherwise"], "later": {"kind": [1.5, None, True]}}
+    write_weights(tmp_path / f"w.{ending}", arrays, more)
+    backbone, recorded = read_trunk(tmp_path / f"w.{ending}", "online", allow_pickle=False)
+    assert backbone.notes == ("pads otherwise",)
+    assert recorded == more
