@@ -16,6 +16,7 @@ from sslbench.checkpoint.unpickling import ForeignPickleError, PickledArray, Unk
 
 ZIP_MAGIC, NUMPY_MAGIC = b"PK\x03\x04", b"\x93NUMPY"
 MAX_DEPTH = 100  # of containers in containers
+MAX_NAMES = 100_000  # of tensors in a network
 
 
 def read_foreign(path: Path) -> Any:
@@ -107,4 +108,6 @@ class _Plain:
         for part, inner in parts.items() if isinstance(parts, dict) else ():
             if isinstance(inner, dict):
                 found |= {f"{part}.{key}": value for key, value in inner.items()}
+            if len(found) > MAX_NAMES:  # one part in two places, and that again, doubles each time
+                raise ForeignPickleError(f"it has a network of more than {MAX_NAMES:,} tensors")
         return found
