@@ -16,7 +16,6 @@ from sslbench.stage import StageContext, write_json
 
 if TYPE_CHECKING:
     from sslbench.checkpoint import Backbone
-    from transfer.rescale import Rescaling
 
 
 class ConvertConfig(FrozenConfig):
@@ -72,12 +71,14 @@ class Convert:
         from sslbench.checkpoint import load_backbone  # torch: not on the login node
         from transfer.naming import to_detectron2
         from transfer.parity import check_parity
+        from transfer.rescale import choose, describe
         from transfer.weights import write_weights
 
-        original = load_backbone(ctx.inputs["checkpoint"], branch=self.config.branch)
-        rescaling = self._rescaling(original, ctx.inputs.get("anchor"))
-        backbone = original if rescaling is None else rescaling.apply(original)
-        layout = self.config.layout
+        config = self.config
+        original = load_backbone(ctx.inputs["checkpoint"], branch=config.branch)
+        rescaling = choose(original, config.rescale, ctx.inputs.get("anchor"), config.anchor_branch)
+        backbone = rescaling.apply(original)
+        layout = config.layout
         if layout == "c4" and backbone.depth < 50:
             raise ConvertError(
                 f"{backbone.source} is a ResNet-{backbone.depth}; a C4 detector's head is made of "
@@ -85,39 +86,10 @@ class Convert:
             )
         arrays = {k: v.numpy() for k, v in to_detectron2(backbone.state, layout).items()}
         weights_path = ctx.dir / "weights.pkl"
-        described = {} if rescaling is None else {"rescale": dict(rescaling.source)}
-        write_weights(weights_path, arrays, metadata(backbone, layout) | described)
+        write_weights(weights_path, arrays, metadata(backbone, layout) | rescaling.metadata)
         record = check_parity(backbone, weights_path, layout)
-        if rescaling is not None:
-            record |= _described(rescaling, original, backbone)
-        write_json(ctx.dir / "parity.json", record)
+        write_json(ctx.dir / "parity.json", record | describe(rescaling, original, backbone))
         return {"weights": "weights.pkl", "parity": "parity.json"}
-
-    def _rescaling(self, original: "Backbone", anchor_path: Path | None) -> "Rescaling | None":
-        from sslbench.checkpoint import load_backbone
-        from transfer.rescale import by_constant, to_anchor
-
-        branch = self.config.anchor_branch
-        if (branch is None) != (anchor_path is None):
-            raise ConvertError(
-                "an anchor of weight norms is a file and a branch of it, but here is only "
-                f"{f'the branch {branch!r}' if branch else f'the file {anchor_path}'}. Give "
-                "--rescale-to FILE, with --anchor-branch where it is not the online one"
-            )
-        if branch is not None and anchor_path is not None:
-            return to_anchor(original, load_backbone(anchor_path, branch=branch))
-        constant = self.config.rescale
-        return None if constant is None else by_constant(original, constant)
-
-
-def _described(rescaling: "Rescaling", original: "Backbone", rescaled: "Backbone") -> Any:
-    from sslbench import log
-    from transfer.rescale import describe
-
-    record = describe(rescaling, original, rescaled)
-    if record["drift"]["warning"]:
-        log.info(f"warning: {record['drift']['warning']}")
-    return record
 
 
 def metadata(backbone: "Backbone", layout: str) -> dict[str, Any]:

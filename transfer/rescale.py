@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sslbench.checkpoint import Backbone
+from sslbench import log
+from sslbench.checkpoint import Backbone, load_backbone
 from transfer.detectron2_trunk import EPSILON
 from transfer.parity import canonical_maps, write_pictures
 
@@ -41,10 +42,15 @@ class RescaleError(ValueError):
 
 @dataclass(frozen=True)
 class Rescaling:
-    """A factor for every convolution, and where the factors come from."""
+    """Factors of convolutions, and where they come from; without factors nothing is rescaled."""
 
-    source: Mapping[str, Any]  # for people and for the metadata of the weights
+    source: Mapping[str, Any]  # for people
     factors: Mapping[str, float]  # name of the convolution -> s
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the written weights say about it."""
+        return {"rescale": dict(self.source)} if self.factors else {}
 
     def apply(self, backbone: Backbone) -> Backbone:
         """Return the rescaled trunk; the given one is not touched.
@@ -62,6 +68,26 @@ class Rescaling:
             ):
                 state[name] = _times(backbone, name, scale)
         return replace(backbone, state=state)
+
+
+def choose(
+    backbone: Backbone, constant: float | None, anchor_path: Path | None, anchor_branch: str | None
+) -> Rescaling:
+    """Take the factors from a constant, from an anchor's file and branch, or from neither.
+
+    Raises:
+        RescaleError: only one of file and branch is given, or they do not fit ``backbone``.
+        CheckpointError: the file has no such trunk.
+    """
+    if anchor_path is not None and anchor_branch is not None:
+        return to_anchor(backbone, load_backbone(anchor_path, branch=anchor_branch))
+    if anchor_path is not None or anchor_branch is not None:
+        only = f"branch {anchor_branch!r}" if anchor_path is None else f"file {anchor_path}"
+        raise RescaleError(
+            f"an anchor of weight norms is a file and a branch of it, but here is only the {only}. "
+            "Give --rescale-to FILE, with --anchor-branch where it is not the online one"
+        )
+    return Rescaling({}, {}) if constant is None else by_constant(backbone, constant)
 
 
 def by_constant(backbone: Backbone, constant: float) -> Rescaling:
@@ -136,7 +162,12 @@ def _times(backbone: Backbone, name: str, scale: float) -> Tensor:
 
 
 def describe(rescaling: Rescaling, original: Backbone, rescaled: Backbone) -> dict[str, Any]:
-    """Record what was done to every layer, and how far the maps are from the original's."""
+    """Record what was done to every layer, and how far the maps are from the original's.
+
+    A large drift is also said aloud. Nothing is recorded where nothing was rescaled.
+    """
+    if not rescaling.factors:
+        return {}
     before, after = weight_norms(original.state), weight_norms(rescaled.state)
     layers = {
         layer: {
@@ -148,8 +179,13 @@ def describe(rescaling: Rescaling, original: Backbone, rescaled: Backbone) -> di
         for layer, factor in rescaling.factors.items()
     }
     drift = measure_drift(original, rescaled)
-    rescale = {**rescaling.source, "layers": layers}
-    return {"rescale": rescale, "drift": drift | {"warning": warning(drift, layers)}}
+    warning = _warning(drift, layers)
+    if warning is not None:
+        log.info(f"warning: {warning}")
+    return {
+        "rescale": {**rescaling.source, "layers": layers},
+        "drift": drift | {"warning": warning},
+    }
 
 
 def _variance_lost(original: Backbone, rescaled: Backbone, norm: str) -> float:
@@ -183,7 +219,7 @@ def _drift(before_BCHW: Tensor, after_BCHW: Tensor) -> dict[str, float]:
     return {"relative_max": largest, "relative_rms": rms}
 
 
-def warning(drift: Mapping[str, Any], layers: Mapping[str, Mapping[str, float]]) -> str | None:
+def _warning(drift: Mapping[str, Any], layers: Mapping[str, Mapping[str, float]]) -> str | None:
     """Say which BatchNorm layers let the maps drift, where they drift far."""
     far = {k: v["relative_rms"] for k, v in drift["levels"].items()}
     far = {level: rms for level, rms in far.items() if not rms <= LARGE_DRIFT}

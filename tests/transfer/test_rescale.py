@@ -18,7 +18,7 @@ from sslbench.resnet import LAYERS
 from sslbench.stage import run_standalone, status
 from transfer import parity, rescale
 from transfer.__main__ import app
-from transfer.convert import Convert, ConvertConfig, ConvertError
+from transfer.convert import Convert, ConvertConfig
 from transfer.naming import from_detectron2
 from transfer.rescale import RescaleError, Rescaling, by_constant, norm_after, to_anchor
 from transfer.weights import load_weights
@@ -315,7 +315,7 @@ def test_a_factor_is_finite_and_positive(value: float):
 
 def test_an_anchor_file_without_a_branch_is_not_ignored(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, depth=18)
-    with pytest.raises(ConvertError, match=r"here is only the file .*r18\.pth"):
+    with pytest.raises(RescaleError, match=r"here is only the file .*r18\.pth"):
         convert(checkpoint, tmp_path, anchor=checkpoint)
 
 
