@@ -14,7 +14,6 @@ weights (Huang et al., ECCV 2022, arXiv 2208.00275; Sec. 2.4 of its supplement h
 Shape letters: B images, C channels, H x W pixels.
 """
 
-import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -49,8 +48,10 @@ class Rescaling:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the written weights say about it."""
-        return {"rescale": dict(self.source)} if self.factors else {}
+        """What the written weights say about it: enough to do the same to the checkpoint again."""
+        if not self.factors:
+            return {}
+        return {"rescale": {**self.source, "factors": dict(self.factors)}}
 
     def apply(self, backbone: Backbone) -> Backbone:
         """Return the rescaled trunk; the given one is not touched.
@@ -213,10 +214,18 @@ def measure_drift(original: Backbone, rescaled: Backbone) -> dict[str, Any]:
 
 
 def _drift(before_BCHW: Tensor, after_BCHW: Tensor) -> dict[str, float]:
-    difference = (after_BCHW - before_BCHW).double()
-    rms = math.sqrt(difference.square().mean() / before_BCHW.double().square().mean())
-    largest = (difference.abs().max() / before_BCHW.abs().max()).item()
-    return {"relative_max": largest, "relative_rms": rms}
+    difference, reference = (after_BCHW - before_BCHW).double(), before_BCHW.double()
+    return {
+        "relative_max": _relative(difference.abs().max(), reference.abs().max()),
+        "relative_rms": _relative(
+            difference.square().mean().sqrt(), reference.square().mean().sqrt()
+        ),
+    }
+
+
+def _relative(difference: Tensor, reference: Tensor) -> float:
+    """Divide, but take the difference itself where the original map is all zero."""
+    return (difference / reference if reference > 0 else difference).item()
 
 
 def _warning(drift: Mapping[str, Any], layers: Mapping[str, Mapping[str, float]]) -> str | None:

@@ -165,6 +165,15 @@ def test_the_drift_is_relative_to_the_original(monkeypatch, small):
     assert level == pytest.approx({"relative_max": 1 / 4, "relative_rms": 1 / 5})
 
 
+def test_a_map_of_zeros_has_a_drift_too(small):
+    last = ("layer4.0.bn2.", "layer4.0.downsample.1.", "layer4.1.bn2.")  # all that res5 adds up
+    dead = {k: torch.zeros_like(v) for k, v in small.state.items() if k.startswith(last)}
+    zero = replace(small, state={**small.state, **dead})
+    drift = rescale.measure_drift(zero, small)
+    level = drift["levels"]["res5"]
+    assert 0 < level["relative_rms"] < level["relative_max"] < float("inf")
+
+
 def test_lost_variance_has_a_closed_form_and_dead_channels_weigh_nothing(small):
     variance = torch.full_like(small.state["bn1.running_var"], 1e-20)  # dead: all is epsilon
     variance[0], variance[1] = 1e-3, 1e-5
@@ -238,7 +247,9 @@ def test_the_stage_writes_the_rescaled_trunk_and_says_so(tmp_path: Path):
     expected = by_constant(original, 0.1).apply(original).state
     written = from_detectron2(arrays, "fpn")
     assert all(torch.equal(torch.from_numpy(written[k]), v) for k, v in expected.items())
-    assert metadata["rescale"] == {"constant": 0.1}
+    assert metadata["rescale"]["constant"] == 0.1
+    again = Rescaling({}, metadata["rescale"]["factors"]).apply(original).state
+    assert all(torch.equal(again[k], v) for k, v in expected.items())
 
 
 def test_parity_is_with_the_rescaled_trunk_and_drift_with_the_original(tmp_path: Path):
