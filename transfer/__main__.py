@@ -57,39 +57,56 @@ def convert(
             help="run folder, or a file .pkl, .pth, .safetensors; default runs/convert/.."
         ),
     ] = None,
+    rescale: Annotated[
+        float | None, typer.Option(help="factor of every layer's weight norm, as 0.1 after LARS")
+    ] = None,
+    rescale_to: Annotated[
+        Path | None, typer.Option(help="checkpoint whose weight norms are taken over")
+    ] = None,
+    anchor_branch: Annotated[
+        str | None, typer.Option(help="branch of --rescale-to; default online")
+    ] = None,
 ) -> None:
     """Write weights that load by exact name; compare their maps with the original's."""
     from transfer.convert import Convert, as_asked
 
     with errors_in_one_paragraph():
-        config, out, is_file = as_asked(layout, branch, format, out)
+        if rescale_to is not None:
+            anchor_branch = "online" if anchor_branch is None else anchor_branch
+        table = {"layout": layout, "branch": branch, "format": format}
+        table |= {"rescale": rescale, "anchor_branch": anchor_branch}
+        config, out, is_file = as_asked(table, out)
         stage = Convert(config, allow_pickle)
+        anchor = {} if rescale_to is None else {"anchor": rescale_to}
         if checkpoint.is_dir():
-            _convert_folder(checkpoint, stage, out, is_file)
+            _convert_folder(checkpoint, anchor, stage, out, is_file)
             return
-        weights, record = _convert_one(checkpoint, stage, out, is_file)
+        inputs = {"checkpoint": checkpoint, **anchor}
+        weights, record = _convert_one(inputs, stage, out, is_file)
         parity = read_json(record)
     for level, found in parity["levels"].items():
         print(f"{level}  max|a-b| / max|original| = {found['relative']:.1e}")
     print(f"compared with {parity['reference']}; at most {parity['tolerance']:g} is allowed")
+    _print_drift(parity)
     for note in parity.get("metadata", {}).get("notes", ()):
         print(f"note: {note}")
     print(weights)
 
 
 def _convert_one(
-    checkpoint: Path, stage: "Convert", out: Path | None, is_file: bool
+    inputs: dict[str, Path], stage: "Convert", out: Path | None, is_file: bool
 ) -> tuple[Path, Path]:
     from transfer.convert import convert_to_file
 
-    inputs = {"checkpoint": checkpoint}
     if out is not None and is_file:
         return out, convert_to_file(stage, inputs, out)
     folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
     return folder / made["weights"], folder / made["parity"]
 
 
-def _convert_folder(folder: Path, stage: "Convert", out: Path | None, is_file: bool) -> None:
+def _convert_folder(
+    folder: Path, anchor: dict[str, Path], stage: "Convert", out: Path | None, is_file: bool
+) -> None:
     from sslbench.stage import artifacts
     from transfer.batch import checkpoints_in, convert_each
 
@@ -99,7 +116,7 @@ def _convert_folder(folder: Path, stage: "Convert", out: Path | None, is_file: b
     out = out or Path("runs") / stage.kind / f"{folder.resolve().name}-{stage.label}"
     require_place("--out", out, is_folder=True)
     num_failed = 0
-    for done in convert_each(stage, checkpoints, out):
+    for done in convert_each(stage, checkpoints, anchor, out):
         if done.state == "failed":
             num_failed += 1
             print(f"{done.checkpoint.name}  failed: {done.reason}", flush=True)
@@ -111,6 +128,17 @@ def _convert_folder(folder: Path, stage: "Convert", out: Path | None, is_file: b
         print(f"{done.checkpoint.name}  {done.state}  {worst:.1e}  {weights}", flush=True)
     if num_failed:
         raise ValueError(f"{num_failed} of {len(checkpoints)} checkpoints were not converted")
+
+
+def _print_drift(parity: dict[str, Any]) -> None:
+    if "drift" not in parity:
+        return
+    factors = [layer["factor"] for layer in parity["rescale"]["layers"].values()]
+    print(f"weight norms times {min(factors):.3g} to {max(factors):.3g}; drift from the original:")
+    for level, found in parity["drift"]["levels"].items():
+        largest, rms = found["relative_max"], found["relative_rms"]
+        large = "  LARGE" if rms > parity["drift"]["warned_above"] else ""
+        print(f"{level}  largest {largest:.1e}  RMS {rms:.1e}{large}")
 
 
 @app.command()

@@ -7,7 +7,7 @@ other code bases write ``checkpoint_0100.pth.tar`` or ``epoch_100.pth`` side by 
 import filecmp
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,17 +53,20 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return found
 
 
-def convert_each(stage: Convert, checkpoints: list[Path], out: Path) -> Iterator[Outcome]:
+def convert_each(
+    stage: Convert, checkpoints: list[Path], anchor: Mapping[str, Path], out: Path
+) -> Iterator[Outcome]:
     """Convert one by one; a file that cannot be is told of, and the next one follows.
 
     Args:
+        anchor: the input that all share, of that name; or nothing.
         out: gets one run folder for each.
     """
     for checkpoint, name in zip(checkpoints, _names(checkpoints), strict=True):
         folder = out / name
         is_new, is_done = not folder.exists(), status(folder) == "done"
         try:
-            inputs = {"checkpoint": checkpoint}
+            inputs = {"checkpoint": checkpoint, **anchor}
             run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=folder)
         except ValueError as error:
             if is_new:  # nothing is in it, and it would be in the way of the mended file

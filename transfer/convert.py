@@ -1,6 +1,8 @@
 """Stage: a checkpoint becomes weights that a detector, or torchvision, loads name by name.
 
 ``python -m transfer convert CHECKPOINT --layout c4 --out DIR``
+
+``--rescale 0.1`` or ``--rescale-to ANCHOR`` gives the weights other norms first (transfer.rescale).
 """
 
 import contextlib
@@ -9,9 +11,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sslbench.command import require_place
 from sslbench.config import FrozenConfig, build
@@ -36,6 +38,18 @@ class ConvertConfig(FrozenConfig):
     branch: str = Field(default="online", min_length=1)  # online, target, or a prefix
     # None: pkl for a detector, pth for torchvision
     format: Format | None = None
+    rescale: float | None = Field(default=None, gt=0)  # factor of every layer's weight norm
+    # branch of the input "anchor", whose weight norms the trunk takes over
+    anchor_branch: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _rescales_in_one_way(self) -> Self:
+        if self.rescale is not None and self.anchor_branch is not None:
+            raise ValueError(
+                f"weight norms are rescaled by a constant ({self.rescale:g}) or to those of an "
+                "anchor, not both: drop one"
+            )
+        return self
 
     @field_validator("format")
     @classmethod
@@ -71,11 +85,20 @@ class Convert:
 
     @property
     def label(self) -> str:
-        branch = self.config.branch
-        return self.config.layout + ("-target" if branch == "target" else "")
+        config = self.config
+        target = "-target" if config.branch == "target" else ""
+        constant = "" if config.rescale is None else f"-rescaled-{config.rescale:g}"
+        return config.layout + target + constant + ("-anchored" if config.anchor_branch else "")
 
     def needs(self) -> tuple[str, ...]:
         return ()
+
+    def footnotes(self) -> tuple[str, ...]:
+        constant, is_anchored = self.config.rescale, self.config.anchor_branch is not None
+        if constant is None and not is_anchored:
+            return ()
+        how = "to an anchor's" if is_anchored else f"by {constant:g}"
+        return (f"weight norms rescaled {how} (NormRescale)",)
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         made = {"weights": f"weights{self.config.suffix}", "parity": "parity.json"}
@@ -89,32 +112,48 @@ class Convert:
             extra: more for the record.
 
         Raises:
-            ValueError: the checkpoint has no such trunk, or the weights do not reproduce its maps.
+            ValueError: the checkpoint has no such trunk, it cannot be rescaled so, or the weights
+                do not reproduce its maps.
         """
         from transfer.layouts import to_layout  # torch: not on the login node
         from transfer.parity import ParityError, check_parity
+        from transfer.rescale import choose, describe
         from transfer.trunks import read_trunk
         from transfer.weights import write_weights
 
-        checkpoint, layout = inputs["checkpoint"], self.config.layout
-        backbone, recorded = read_trunk(checkpoint, self.config.branch, self.allow_pickle)
-        if layout == "c4" and backbone.depth < 50:
-            raise ConvertError(
-                f"{backbone.source} is a ResNet-{backbone.depth}; a C4 detector's head is made of "
-                "bottleneck blocks (ResNet-50, -101). Use layout fpn"
-            )
-        arrays = {k: v.numpy() for k, v in to_layout(backbone.state, layout).items()}
-        said = {**recorded, "layout": layout}
+        config, checkpoint = self.config, inputs["checkpoint"]
+        original, recorded = read_trunk(checkpoint, config.branch, self.allow_pickle)
+        rescaling = choose(original, config.rescale, inputs.get("anchor"), config.anchor_branch)
+        _require_possible(original, config.layout, recorded, rescaling.metadata)
+        backbone = rescaling.apply(original)
+        arrays = {k: v.numpy() for k, v in to_layout(backbone.state, config.layout).items()}
+        said = {**recorded, "layout": config.layout, **rescaling.metadata}
         with _scratch_folder(weights) as folder:
             unchecked = folder / weights.name
             write_weights(unchecked, arrays, said)
             try:
-                found = check_parity(backbone, unchecked, layout)
+                found = check_parity(backbone, unchecked, config.layout)
             except ParityError as error:
                 raise ParityError(str(error).replace(str(unchecked), str(weights))) from None
+            found |= describe(rescaling, original, backbone)
             files = {"input": _described(checkpoint), "output": _described(unchecked)}
             write_json(parity, {**found, "metadata": said, **files, **extra})
             os.replace(unchecked, weights)  # last: what stands under this name has been checked
+
+
+def _require_possible(
+    backbone: "Backbone", layout: str, recorded: Mapping[str, Any], rescaled: Mapping[str, Any]
+) -> None:
+    if layout == "c4" and backbone.depth < 50:
+        raise ConvertError(
+            f"{backbone.source} is a ResNet-{backbone.depth}; a C4 detector's head is made of "
+            "bottleneck blocks (ResNet-50, -101). Use layout fpn"
+        )
+    if "rescale" in recorded and rescaled:
+        raise ConvertError(
+            f"the weight norms in {backbone.source} were rescaled before, and its record holds one "
+            f"rescaling; rescale {recorded.get('source', 'the checkpoint')} itself"
+        )
 
 
 @contextlib.contextmanager
@@ -128,23 +167,24 @@ def _described(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def as_asked(
-    layout: str, branch: str, written: str | None, out: Path | None
-) -> tuple[ConvertConfig, Path | None, bool]:
+def as_asked(table: Mapping[str, Any], out: Path | None) -> tuple[ConvertConfig, Path | None, bool]:
     """Make the config of a command; also tell whether ``out`` names the file to write.
 
+    Args:
+        table: the options that are keys of the config.
+
     Raises:
-        ConfigError: layout, branch and format do not go together.
+        ConfigError: the options do not go together.
         ConvertError: the ending of ``out`` says another format, or one that is not written.
     """
-    ending = out.suffix.removeprefix(".") if out else ""
+    ending, written = out.suffix.removeprefix(".") if out else "", table["format"]
     is_file = ending in FORMATS
     if ending.lower() in (*FORMATS, *OTHER_ENDINGS) and not is_file:
         raise ConvertError(f"--out {out}: no such files are written; end it with .{ENDINGS}")
     if is_file and written not in (None, ending):
         raise ConvertError(f"--out {out} says {ending} but --format says {written}; leave one out")
-    table = {"layout": layout, "branch": branch, "format": ending if is_file else written}
-    config = build(ConvertConfig, table, where="the command line")
+    asked = {**table, "format": ending if is_file else written}
+    config = build(ConvertConfig, asked, where="the command line")
     if out and not is_file:
         require_place("--out", out, is_folder=True)
     return config, out, is_file

@@ -36,7 +36,12 @@ def extract(inside: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor]
             "SE, other stem, shortcut or normalisation) that is not supported"
         )
     _require_sane_values(given, where)
-    return {name: given[name].detach().contiguous() for name in _shapes(depth, width)}, depth, width
+    return {name: _own(given[name]) for name in _shapes(depth, width)}, depth, width
+
+
+def _own(value: Tensor) -> Tensor:
+    """Copy a value, which may be a mapped file that changes later."""
+    return value.detach().clone(memory_format=torch.contiguous_format)
 
 
 def differences(inside: Mapping[str, Tensor], kinds: Collection[str]) -> list[str]:
@@ -74,7 +79,7 @@ def extract_counters(
 ) -> dict[str, Tensor]:
     """Return what BatchNorm counted: no part of the canonical state, for it changes no output."""
     names = (f"{n.removesuffix('running_mean')}{COUNTER}" for n in state if "running_mean" in n)
-    return {name: inside[name] for name in names if name in inside and inside[name].ndim == 0}
+    return {n: _own(inside[n]) for n in names if n in inside and inside[n].ndim == 0}
 
 
 def _architecture(given: Mapping[str, Tensor], where: str) -> tuple[int, float]:
