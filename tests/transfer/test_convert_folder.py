@@ -133,6 +133,15 @@ def test_the_format_holds_for_all(tmp_path: Path):
     assert (tmp_path / "out" / "epoch_0001" / "weights.safetensors").exists()
 
 
+def test_one_anchor_serves_all(tmp_path: Path):
+    run, out = make_run(tmp_path, "epoch_0001.pt", "epoch_0002.pt"), tmp_path / "out"
+    result = convert(run, out, "--rescale-to", tmp_path / "r50.pth")
+    assert result.exit_code == 0, result.output
+    for name in ("epoch_0001", "epoch_0002"):
+        said = load_weights(out / name / "weights.pkl")[1]
+        assert said["rescale"]["anchor"] == "r50.pth"
+
+
 def test_several_do_not_fit_into_one_file(tmp_path: Path):
     result = convert(make_run(tmp_path, "epoch_0001.pt"), tmp_path / "w.pkl")
     assert result.exit_code == 1

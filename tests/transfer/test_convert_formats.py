@@ -210,6 +210,19 @@ def test_what_must_be_known_of_a_network_is_printed(tmp_path: Path):
     assert "note: pads otherwise\n" in result.output
 
 
+def test_rescaled_weights_stay_known_as_such_and_are_rescaled_once(tmp_path: Path):
+    checkpoint = write_checkpoint(tmp_path)
+    first = converted(checkpoint, "fpn", tmp_path / "first.pkl", "--rescale", "0.5")
+    arrays, said = load_weights(converted(first, "torchvision", tmp_path / "back.safetensors"))
+    assert said["rescale"]["constant"] == 0.5
+    whole = load_backbone(checkpoint).state["conv1.weight"]
+    assert np.array_equal(arrays["conv1.weight"], (whole / 2).numpy())
+    again = convert(first, "fpn", tmp_path / "again.pkl", "--rescale", "0.5")
+    assert again.exit_code == 1
+    assert "were rescaled before" in " ".join(again.output.split())
+    assert not (tmp_path / "again.pkl").exists()
+
+
 def test_leave_to_open_pickles_is_no_part_of_what_was_converted(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path)
     converted(checkpoint, "fpn", tmp_path / "out", "--allow-pickle")
