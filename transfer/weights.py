@@ -16,9 +16,16 @@ import numpy as np
 
 from transfer import weight_files
 from transfer.layouts import LAYOUTS
-from transfer.weight_files import Arrays, WeightsError
+from transfer.weight_files import PICKLE_PROTOCOL, Arrays, WeightsError
 
-__all__ = ["Arrays", "WeightsError", "is_weights", "load_weights", "write_weights"]
+__all__ = [
+    "PICKLE_PROTOCOL",
+    "Arrays",
+    "WeightsError",
+    "is_weights",
+    "load_weights",
+    "write_weights",
+]
 
 AUTHOR = "sslbench"
 WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
