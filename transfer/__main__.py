@@ -34,7 +34,8 @@ app = typer.Typer(
 Checkpoint = Annotated[Path, typer.Argument(help="file of any known code base")]
 Branch = Annotated[str, typer.Option(help="online, target, or the prefix in front of conv1.weight")]
 AllowPickle = Annotated[
-    bool, typer.Option(help="open pickles of any origin; nothing that they name is called")
+    bool,
+    typer.Option("--allow-pickle", help="open pickles of others; nothing that they name is called"),
 ]
 Out = Annotated[Path | None, typer.Option(help="run folder; default runs/KIND/...")]
 
