@@ -21,6 +21,7 @@ CONFIG = {
     "c4": "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
     "fpn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
 }
+LOUD = ("fvcore.common.checkpoint", "detectron2.checkpoint.c2_model_loading")
 
 
 def can_build(depth: int, width: float) -> bool:
@@ -38,7 +39,7 @@ def maps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside Detectron2, none of the user's making
         model, channel_order = _detector(backbone, metadata, layout)
-    _load(model, weights_path)
+    load(model, weights_path)
     _require_loaded(model, arrays, layout)
     return f"detectron2 {detectron2.__version__}", _run(model, layout, pictures, channel_order)
 
@@ -68,17 +69,20 @@ def _detector(
     return build_model(cfg).eval(), cfg.INPUT.FORMAT
 
 
-def _load(model: nn.Module, weights_path: Path) -> None:
+def load(model: nn.Module, weights_path: Path) -> None:
+    """Let Detectron2's own checkpointer fill a model, without its lists of what did not match."""
     from detectron2.checkpoint import DetectionCheckpointer
 
-    # it would list the heads, which are not in the file; what must be loaded is checked right after
-    logger = logging.getLogger("fvcore.common.checkpoint")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    # the heads, which are not in the file; what must be loaded is checked right after
+    loggers = [logging.getLogger(name) for name in LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         DetectionCheckpointer(model).load(str(weights_path))
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _require_loaded(model: nn.Module, arrays: dict[str, Any], layout: Layout) -> None:

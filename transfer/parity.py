@@ -134,10 +134,7 @@ def detector_maps(
         pixel_std=tuple(metadata["pixel_std"]),
         stride_in_1x1=metadata["stride_in_1x1"],
     )
-    order = slice(None) if metadata["format"] == "RGB" else slice(None, None, -1)
-    stacked = np.stack([_read_png(p)[:, :, order] for p in pictures])
-    images_BCHW = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
-    return "independent trunk", network.maps(images_BCHW)
+    return "independent trunk", network.maps(read_images(pictures, metadata["format"]))
 
 
 def _require_names(shapes: dict[str, tuple[int, ...]], backbone: Backbone, layout: Layout) -> None:
@@ -148,6 +145,13 @@ def _require_names(shapes: dict[str, tuple[int, ...]], backbone: Backbone, layou
             f"Detectron2 would not take {len(unknown)} of the written weights (e.g. {unknown[:3]}) "
             f"and {len(missing)} of its {layout} trunk's were not written (e.g. {missing[:3]})"
         )
+
+
+def read_images(pictures: list[Path], channel_order: str) -> Tensor:
+    """Read pictures as a detector does: B x 3 x H x W bytes, channels as ``RGB`` or ``BGR``."""
+    order = slice(None) if channel_order == "RGB" else slice(None, None, -1)
+    stacked = np.stack([_read_png(p)[:, :, order] for p in pictures])
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
 
 
 def _read_png(path: Path) -> np.ndarray:
