@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sslbench.checkpoint import Backbone, CheckpointError, load_backbone
@@ -74,6 +75,11 @@ def _causes(
         "Convert again without turning them, or write INPUT: {FORMAT: BGR} with mean and std turned"
         " round",
     )
+    yield Cause(
+        lambda s: replace(s, trunk=_unrounded(s.trunk, original_trunk(backbone))),
+        "the tensors are rounded to half precision",
+        "Convert again and keep float32",
+    )
     yield from _of_other_branches(backbone, pictures, allow_pickle)
     yield from _of_treatment(sides.treatment)
     yield Cause(
@@ -81,6 +87,14 @@ def _causes(
         "the running statistics are not the checkpoint's" + _how_initial(sides.trunk),
         "Convert again and keep running_mean and running_var of the same branch",
     )
+
+
+def _unrounded(trunk: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put back what is the checkpoint's value but for its last digits."""
+    return {
+        name: right[name] if torch.equal(right[name].half().float(), value) else value
+        for name, value in trunk.items()
+    }
 
 
 def _swap_channels(sides: Sides) -> Sides:

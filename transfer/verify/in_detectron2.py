@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 from transfer.detectron2_names import bare_name, trunk_names
-from transfer.detectron2_parity import load
+from transfer.detectron2_parity import load, only_errors_logged
 from transfer.engines.recipe import trunk_values
 from transfer.verify.detector_file import DetectorFile
 from transfer.verify.findings import VerifyError
 from transfer.verify.maps import Maps
 from transfer.weights import PICKLE_PROTOCOL
+
+
+class NotRun(Exception):
+    """Detectron2 could read a recipe only by evaluating what stands in it."""
 
 
 @dataclass(frozen=True)
@@ -36,38 +41,45 @@ class Found:
 
 def standard_config(file: DetectorFile, layout: str) -> Any:
     """Detectron2's configuration of a detector that treats pictures as the file needs."""
-    from detectron2.config import get_cfg
-
-    cfg = get_cfg()
+    cfg = _defaults()
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(file.needs.mean), list(file.needs.std)
     cfg.INPUT.FORMAT = file.needs.channel_order
     for key, value in trunk_values(file.depth, file.width).items():
         cfg.MODEL.RESNETS[key] = value
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = file.needs.stride_in_1x1
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4"] + ["res5"] * (layout != "c4")
-    if layout == "fpn":
-        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-        cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    _give_out_all_levels(cfg, layout)
     return cfg
+
+
+def _defaults() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside Detectron2
+        from detectron2.config import get_cfg
+
+        return get_cfg()
 
 
 def users_config(path: Path, layout: str) -> Any:
     """Detectron2's own reading of a YAML; only which maps come out is changed."""
-    from detectron2.config import get_cfg
-
-    cfg = get_cfg()
+    cfg = _defaults()
     try:
-        cfg.merge_from_file(str(path))
+        with only_errors_logged():
+            cfg.merge_from_file(str(path), allow_unsafe=False)
+    except yaml.constructor.ConstructorError:
+        raise NotRun("not run in Detectron2, which would evaluate Python in the recipe") from None
     except (KeyError, ValueError, AssertionError, RuntimeError) as error:
-        raise VerifyError(f"{path}: Detectron2 refuses it: {error}") from None
-    features = ["res2", "res3", "res4"] + ["res5"] * (layout != "c4")
-    cfg.MODEL.RESNETS.OUT_FEATURES = features
-    if layout == "fpn":
-        # a pyramid may use fewer levels; the trunk below it is the same
-        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-        cfg.MODEL.FPN.IN_FEATURES = features
+        raise VerifyError(f"Detectron2 refuses {path}: {error}") from None
+    _give_out_all_levels(cfg, layout)
     return cfg
+
+
+def _give_out_all_levels(cfg: Any, layout: str) -> None:
+    """Build the trunk of such a detector, whoever would stand around it, and show its maps."""
+    features = ["res2", "res3", "res4"] + ["res5"] * (layout != "c4")
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = features
+    fpn = "fpn_" if layout == "fpn" else ""
+    cfg.MODEL.BACKBONE.NAME = f"build_resnet_{fpn}backbone"
 
 
 def run(
@@ -87,19 +99,19 @@ def run(
     Raises:
         VerifyError: Detectron2 cannot build or fill such a trunk.
     """
-    import detectron2
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations inside Detectron2
+            import detectron2
+
             model = _trunk(cfg, layout).eval()
             _load_copy(model, file, heuristics)
+            maps = _maps(model, cfg, layout, pictures)
     except (AssertionError, KeyError, ValueError, NotImplementedError, RuntimeError) as error:
         raise VerifyError(f"Detectron2 cannot build or fill such a trunk: {error}") from None
     state = model.state_dict()
     names = trunk_names(layout, file.depth, file.width)
     loaded = sum(_arrived(state, trunk, name, layout) for name in names)
-    maps = _maps(model, cfg, layout, pictures)
     return Found(f"detectron2 {detectron2.__version__}", maps, loaded, len(names))
 
 

@@ -142,33 +142,32 @@ def _not_loaded(file: DetectorFile, matching: Matching, layout_fixed: bool) -> F
 
 
 def _why(file: DetectorFile, matching: Matching, layout_fixed: bool) -> tuple[str, str]:
-    convert = f"python -m transfer convert CHECKPOINT --layout {matching.layout}"
+    convert = f"Convert for it: python -m transfer convert CHECKPOINT --layout {matching.layout}"
     if matching.layout == "dc5":
-        convert = "write names without 'backbone.' and 'matching_heuristics': True beside 'model'"
+        convert = "Take a file of bare names (res2...) with 'matching_heuristics': True"
     elsewhere = best_match(file)
     if layout_fixed and elsewhere.complete:
         return (
-            f"the names are those of a {elsewhere.layout} detector and the recipe builds a "
-            f"{matching.layout} detector",
-            f"Convert for this one: {convert}",
+            f"its names are of the layout {elsewhere.layout} and the recipe builds "
+            f"{matching.layout}",
+            convert,
         )
     if not file.heuristics and match(replace(file, heuristics=True), matching.layout).complete:
         return (
             "the names are no exact ones and the file lacks 'matching_heuristics': True",
-            f"Write the flag beside 'model', or convert with exact names: {convert}",
+            f"Write that flag beside 'model'. {convert}",
         )
     if file.author == "Caffe2" and match(replace(file, author=""), matching.layout).complete:
         return (
             "the file passes for one of Caffe2, whose names have no '_': every running_mean and "
             "running_var stays at 0 and 1",
-            "Write {'model': ..., '__author__': 'NAME', 'matching_heuristics': True}, or convert "
-            f"with exact names: {convert}",
+            "Write {'model': ..., '__author__': 'NAME', 'matching_heuristics': True}. " + convert,
         )
     prefix = _prefix_left(file, matching)
     if prefix:
-        return f"the prefix {prefix!r} is left on every name", f"Remove it, or: {convert}"
+        return f"the prefix {prefix!r} is left on every name", f"Remove it. {convert}"
     few = ", ".join(matching.missing[:3])
-    return f"these are missing or of another shape: {few}", f"Convert again: {convert}"
+    return f"these are missing or of another shape: {few}", convert
 
 
 def _prefix_left(file: DetectorFile, matching: Matching) -> str:

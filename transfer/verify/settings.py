@@ -17,11 +17,12 @@ from transfer.engines.recipe import trunk_values
 from transfer.verify.detector_file import DetectorFile, Treatment
 from transfer.verify.findings import Finding, VerifyError, setting
 from transfer.verify.maps import Maps, Sides, equal, trunk_maps
-from transfer.verify.yaml_chain import Chain
+from transfer.verify.yaml_chain import Chain, default
 
 MEAN, STD, FORMAT = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"
 STRIDE, NORM = "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.RESNETS.NORM"
 FREEZE, WEIGHTS, PRECISE = "MODEL.BACKBONE.FREEZE_AT", "MODEL.WEIGHTS", "TEST.PRECISE_BN.ENABLED"
+DILATION, DEFORM = "MODEL.RESNETS.RES5_DILATION", "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
 FIELDS = {FORMAT: "channel_order", MEAN: "mean", STD: "std", STRIDE: "stride_in_1x1"}
 BACKBONES = {  # of Detectron2, and whether a pyramid stands around the trunk
     "build_resnet_backbone": False,
@@ -138,24 +139,21 @@ def network_findings(chain: Chain, file: DetectorFile) -> Iterator[Finding]:
 
 
 def _other_convolutions(chain: Chain) -> Iterator[Finding]:
-    key = "MODEL.RESNETS.RES5_DILATION"
-    if chain[key] != 1 and layout_of(chain) != "c4":
-        text = f"{chain[key]} ({chain.where(key)}): res5 dilates its 3x3 convolutions and does not "
-        text += "stride, which is not the function that was pretrained (usual in DC5 detectors)"
-        yield Finding("warning", key, text, f"Write {setting(key, 1)}, unless it is meant")
-    key = "MODEL.RESNETS.DEFORM_ON_PER_STAGE"
-    if any(chain[key]):
+    if chain[DILATION] != 1 and layout_of(chain) != "c4":
+        text = f"{chain[DILATION]} ({chain.where(DILATION)}): res5 dilates its 3x3 convolutions "
+        text += "and does not stride, which is not what was pretrained (usual in DC5 detectors)"
+        way_out = f"Write {setting(DILATION, 1)}, unless it is meant"
+        yield Finding("warning", DILATION, text, way_out)
+    if any(chain[DEFORM]):
         modulated = chain["MODEL.RESNETS.DEFORM_MODULATED"]
-        text = f"{_shown(chain[key])} ({chain.where(key)}): the offsets are in no checkpoint; "
+        text = (
+            f"{_shown(chain[DEFORM])} ({chain.where(DEFORM)}): the offsets are in no checkpoint; "
+        )
         text += (
             "the modulation halves every map at the start" if modulated else "they start at zero"
         )
-        way_out = f"Write {setting(key, default_stages())}"
-        yield Finding("error" if modulated else "warning", key, text, way_out)
-
-
-def default_stages() -> tuple[bool, ...]:
-    return (False, False, False, False)
+        way_out = f"Write {setting(DEFORM, default(DEFORM))}"
+        yield Finding("error" if modulated else "warning", DEFORM, text, way_out)
 
 
 def protocol_findings(chain: Chain) -> Iterator[Finding]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from sslbench.checkpoint import Backbone, load_backbone
 from transfer.detectron2_names import depths
 from transfer.detectron2_parity import can_build
@@ -27,6 +25,7 @@ from transfer.verify.matching import (
     with_initial_norms,
 )
 from transfer.verify.settings import (
+    DILATION,
     WEIGHTS,
     layout_of,
     network_findings,
@@ -138,7 +137,10 @@ class _Run:
         self.file, self.backbone, self.chain = file, backbone, chain
         self.allow_pickle = allow_pickle
         self.matching = self._matching()
-        self.trunk, self.lost = self._trunk()
+        # as the file means it; where statistics are lost, as a detector would go on without them
+        self.given, lost = meant_trunk(file, self.matching)
+        self.trunk = with_initial_norms(self.given, lost, file)
+        self.lost = [name for name in lost if name not in self.trunk]
         self.comparisons: list[Comparison] = []
         self.findings: list[Finding] = []
 
@@ -147,10 +149,12 @@ class _Run:
         self.findings += loading_findings(self.file, self.matching, layout_fixed=fixed)
         if self.chain is not None:
             self.findings += network_findings(self.chain, self.file)
+            self.findings += protocol_findings(self.chain)
+            self.findings += weights_findings(self.chain, self.file)
         with fixed_pictures() as pictures:
             if self.backbone is not None:
                 self._against(self.backbone, pictures)
-            if self.chain is not None:
+            if self.chain is not None and not self.lost:
                 self._config(self.chain, pictures)
         return Verification(
             weights=self._described(),
@@ -165,11 +169,6 @@ class _Run:
         if self.file.depth in depths(layout):
             return match(self.file, layout)
         return best_match(self.file)  # no detector of the YAML's kind takes such a trunk
-
-    def _trunk(self) -> tuple[dict[str, Tensor], list[str]]:
-        trunk, lost = meant_trunk(self.file, self.matching)
-        trunk = with_initial_norms(trunk, lost, self.file)
-        return trunk, [name for name in lost if name not in trunk]
 
     def _described(self) -> dict[str, Any]:
         return {
@@ -203,16 +202,21 @@ class _Run:
             self._in_detectron2("checkpoint", cfg, right, pictures)
 
     def _config(self, chain: Chain, pictures: list[Path]) -> None:
-        if not self.lost:
-            right = right_maps(self.file, self.trunk, pictures)
-            self.findings += pixel_findings(chain, self.file, self.trunk, right, pictures)
-            levels = together(chain, self.trunk, right, pictures)
-            self.comparisons.append(Comparison("config", INDEPENDENT, levels))
-            if self._detectron2_serves():
-                cfg = in_detectron2.users_config(chain.path, self.matching.layout)
-                self._in_detectron2("config", cfg, right, pictures)
-        self.findings += protocol_findings(chain)
-        self.findings += weights_findings(chain, self.file)
+        right = right_maps(self.file, self.trunk, pictures)
+        self.findings += pixel_findings(chain, self.file, self.trunk, right, pictures)
+        levels = together(chain, self.trunk, right, pictures)
+        by = f"{INDEPENDENT}, its pixels and stride"
+        self.comparisons.append(Comparison("config", by, levels))
+        if self._detectron2_serves():
+            self._config_in_detectron2(chain, right, pictures)
+
+    def _config_in_detectron2(self, chain: Chain, right: Maps, pictures: list[Path]) -> None:
+        try:
+            cfg = in_detectron2.users_config(chain.path, self.matching.layout)
+        except in_detectron2.NotRun as reason:
+            self.findings.append(Finding("note", "config", str(reason)))
+            return
+        self._in_detectron2("config", cfg, right, pictures)
 
     def _detectron2_serves(self) -> bool:
         return has_detectron2() and can_build(self.file.depth, self.file.width)
@@ -222,7 +226,7 @@ class _Run:
         try:
             found = in_detectron2.run(
                 self.file,
-                self.trunk,
+                self.given,
                 cfg,
                 self.matching.layout,
                 pictures,
@@ -233,7 +237,7 @@ class _Run:
             return
         levels, loaded = relative(right, found.maps), f"{found.loaded} of {found.total}"
         self.comparisons.append(Comparison(subject, found.version, levels, loaded))
-        explained = any(finding.severity == "error" for finding in self.findings)
+        explained = any(f.severity == "error" or f.subject == DILATION for f in self.findings)
         if not explained and not (equal(levels) and found.loaded == found.total):
             text = f"{found.version} itself loads {loaded} tensors and its maps differ"
             self.findings.append(Finding("error", subject, text, levels=levels))

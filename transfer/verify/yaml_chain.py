@@ -4,6 +4,7 @@ Every value keeps the file that set it, so that a finding can say where to mend 
 """
 
 import difflib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,39 @@ MORE_DEFAULTS: dict[str, Any] = {
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (False, False, False, False),
     "MODEL.RESNETS.DEFORM_MODULATED": False,
 }
+# What is read of a YAML here; the types of other values are Detectron2's own business.
+USED = frozenset(
+    {
+        *MORE_DEFAULTS,
+        *(f"MODEL.{name}" for name in ("PIXEL_MEAN", "PIXEL_STD", "MASK_ON")),
+        *(f"MODEL.BACKBONE.{name}" for name in ("NAME", "FREEZE_AT")),
+        *(f"MODEL.RESNETS.{name}" for name in ("DEPTH", "NORM", "STRIDE_IN_1X1", "NUM_GROUPS")),
+        *(f"MODEL.RESNETS.{name}" for name in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")),
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
+        *(f"MODEL.{head}.NORM" for head in ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")),
+        "MODEL.ROI_HEADS.NAME",
+        "INPUT.FORMAT",
+        "TEST.PRECISE_BN.ENABLED",
+    }
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only; what is written in Python stands as ``Unread`` and is not evaluated."""
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A value with a tag of Python, as Detectron2's RetinaNet recipes have for their anchors."""
+
+    tag: str
+
+
+def _unread(loader: _Loader, suffix: str, node: yaml.Node) -> Unread:
+    return Unread(f"!!python/{suffix}")
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _unread)
 
 
 @dataclass(frozen=True)
@@ -88,18 +122,13 @@ def _files(path: Path, seen: tuple[Path, ...]) -> Iterator[tuple[Path, dict[str,
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     try:
-        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+        table = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         named = f" (named as {BASE} by {seen[-1]})" if seen else ""
         hint = "" if seen or has_detectron2() else "; names of the model zoo need Detectron2"
         raise VerifyError(f"{path}: no such file{named}{hint}") from None
     except OSError as error:
         raise VerifyError(f"{path} is not readable: {error.strerror}") from None
-    except yaml.constructor.ConstructorError as error:
-        raise VerifyError(
-            f"{path}: {error.problem} (line {_line(error)}); a tag of Python is not evaluated "
-            "here. Write the plain value"
-        ) from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise VerifyError(f"{path} is not valid YAML: {reason}") from None
@@ -108,10 +137,6 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
             f"{path} must hold a table of Detectron2's keys, got {type(table).__name__}"
         )
     return table
-
-
-def _line(error: yaml.constructor.ConstructorError) -> int:
-    return error.problem_mark.line + 1 if error.problem_mark else 1
 
 
 def _resolved(base: str, owner: Path) -> Path:
@@ -131,7 +156,9 @@ def _in_zoo(name: str) -> Path | None:
     """A recipe that comes with Detectron2, if it is installed and has it."""
     if not has_detectron2():
         return None
-    from detectron2 import model_zoo
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside Detectron2
+        from detectron2 import model_zoo
 
     for scheme in ZOO_SCHEMES:
         name = name.removeprefix(scheme)
@@ -170,10 +197,11 @@ def _require_texts(path: Path, table: Mapping[Any, Any], prefix: str) -> None:
 
 def _checked(path: Path, key: str, value: Any) -> Any:
     """Refuse a value of another type than Detectron2's default, as it does itself."""
-    try:
-        expected = default(key)
-    except KeyError:
+    if key not in USED:
         return value
+    expected = default(key)
+    if isinstance(value, Unread):
+        raise VerifyError(f"{path}: {key} is {value.tag}, which is not evaluated; write its value")
     if not _same_type(value, expected):
         raise VerifyError(
             f"{path}: {key} must be {_kind(expected)} as Detectron2's default {expected!r}, "
