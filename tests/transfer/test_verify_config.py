@@ -90,7 +90,7 @@ def recipes() -> Iterator[Any]:
         yield pytest.param(path.stem, marks=[pytest.mark.slow] if full else [])
 
 
-@pytest.mark.parametrize("recipe", recipes())
+@pytest.mark.parametrize("recipe", list(recipes()))
 def test_our_own_recipes_pass_cleanly(recipe: str, tmp_path: Path):
     path = RECIPES_DIR / f"{recipe}.yaml"
     values = Recipe(read_recipe(path))

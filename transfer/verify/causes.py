@@ -33,6 +33,7 @@ class Cause:
     undo: Callable[[Sides], Sides]
     text: str
     way_out: str
+    goes_with_others: bool = False  # worth trying together with each of the others
 
 
 def original_trunk(backbone: Backbone) -> dict[str, Tensor]:
@@ -50,14 +51,15 @@ def explain(
     # one picture is enough to tell causes apart, and there may be many to try
     pictures, sides = pictures[:1], replace(sides, right={k: v[:1] for k, v in sides.right.items()})
     known = list(_causes(sides, backbone, pictures, allow_pickle))
-    for number in (1, 2):
-        for causes in combinations(known, number):
-            undone = sides
-            for cause in causes:
-                undone = cause.undo(undone)
-            if equal(undone.levels(pictures)):
-                text = f"{head}: " + "; and ".join(c.text for c in causes)
-                return Finding("error", "weights", text, _joined(causes), levels)
+    singles = [(cause,) for cause in known]
+    pairs = [pair for pair in combinations(known, 2) if pair[0].goes_with_others]
+    for causes in (*singles, *pairs):
+        undone = sides
+        for cause in causes:
+            undone = cause.undo(undone)
+        if equal(undone.levels(pictures)):
+            text = f"{head}: " + "; and ".join(c.text for c in causes)
+            return Finding("error", "weights", text, _joined(causes), levels)
     text = f"{head}, and no usual mistake explains it; {_differing(sides, backbone)}"
     return Finding("error", "weights", text, "Convert the checkpoint again", levels)
 
@@ -74,13 +76,14 @@ def _causes(
         "the first convolution has its input channels in the order BGR",
         "Convert again without turning them, or write INPUT: {FORMAT: BGR} with mean and std turned"
         " round",
+        goes_with_others=True,
     )
+    yield from _of_other_branches(backbone, pictures, allow_pickle)
     yield Cause(
         lambda s: replace(s, trunk=_unrounded(s.trunk, original_trunk(backbone))),
         "the tensors are rounded to half precision",
         "Convert again and keep float32",
     )
-    yield from _of_other_branches(backbone, pictures, allow_pickle)
     yield from _of_treatment(sides.treatment)
     yield Cause(
         lambda s: replace(s, trunk={**s.trunk, **_statistics(original_trunk(backbone))}),
@@ -117,6 +120,7 @@ def _of_other_branches(
                 lambda s, right=right: replace(s, right=right),  # type: ignore[misc]
                 f"they are the {branch} branch ({other.prefix!r}) and not {backbone.prefix!r}",
                 f"Convert with --branch {backbone.branch}, or verify with --branch {branch}",
+                goes_with_others=True,
             )
 
 

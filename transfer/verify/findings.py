@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 # error: the detector's maps are not the checkpoint's; warning: they are, but training departs from
 # the protocol of self-supervised papers; note: nothing to mend
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 
 class VerifyError(ValueError):

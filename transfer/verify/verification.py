@@ -14,7 +14,7 @@ from transfer.task import has_detectron2
 from transfer.verify import in_detectron2
 from transfer.verify.causes import explain
 from transfer.verify.detector_file import DetectorFile, read_detector_file
-from transfer.verify.findings import Finding, VerifyError, shown
+from transfer.verify.findings import SEVERITIES, Finding, VerifyError, shown
 from transfer.verify.maps import Maps, Sides, equal, fixed_pictures, relative
 from transfer.verify.matching import (
     Matching,
@@ -57,7 +57,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was found."""
+    """Everything that was found, the worst first."""
 
     weights: Mapping[str, Any]
     against: Mapping[str, Any]
@@ -91,9 +91,8 @@ class Verification:
             if part
         ]
         lines += [comparison.line() for comparison in self.comparisons]
-        order = {"error": 0, "warning": 1, "note": 2}
-        lines += [f.line() for f in sorted(self.findings, key=lambda f: order[f.severity])]
-        counts = [sum(f.severity == s for f in self.findings) for s in ("error", "warning")]
+        lines += [finding.line() for finding in self.findings]
+        counts = [sum(f.severity == s for f in self.findings) for s in SEVERITIES[:2]]
         verdict = "verified" if self.passed else "NOT verified"
         return [*lines, f"{verdict}: {counts[0]} errors, {counts[1]} warnings"]
 
@@ -161,7 +160,7 @@ class _Run:
             against=_described_backbone(self.backbone),
             config=_described_chain(self.chain),
             comparisons=self.comparisons,
-            findings=self.findings,
+            findings=sorted(self.findings, key=lambda f: SEVERITIES.index(f.severity)),
         )
 
     def _matching(self) -> Matching:
