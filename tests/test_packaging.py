@@ -26,7 +26,8 @@ def split(requirement: str) -> tuple[str, str]:
 
 def pip_requirements() -> dict[str, str]:
     project = PROJECT["project"]
-    extras = [item for group in project["optional-dependencies"].values() for item in group]
+    groups = project["optional-dependencies"]
+    extras = [item for name, group in groups.items() if name != "packages" for item in group]
     alone = re.findall(r"--no-deps '(.+)'", (ROOT / ".ci/setup").read_text())
     return dict(split(item) for item in [*project["dependencies"], *extras, *alone])
 

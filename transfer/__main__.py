@@ -36,21 +36,46 @@ def convert(
     layout: Annotated[Literal["c4", "fpn"], typer.Option(help="kind of detector")],
     branch: Branch = "online",
     out: Out = None,
+    rescale: Annotated[
+        float | None, typer.Option(help="factor of every layer's weight norm, as 0.1 after LARS")
+    ] = None,
+    rescale_to: Annotated[
+        Path | None, typer.Option(help="checkpoint whose weight norms are taken over")
+    ] = None,
+    anchor_branch: Annotated[
+        str | None, typer.Option(help="branch of --rescale-to; default online")
+    ] = None,
 ) -> None:
     """Write weights that Detectron2 loads by exact name; compare their maps with the original."""
     from sslbench.config import build
     from transfer.convert import Convert, ConvertConfig
 
     with errors_in_one_paragraph():
-        table = {"layout": layout, "branch": branch}
-        stage = Convert(build(ConvertConfig, table, where="the command line"))
         inputs = {"checkpoint": checkpoint}
+        if rescale_to is not None:
+            inputs["anchor"] = rescale_to
+            anchor_branch = "online" if anchor_branch is None else anchor_branch
+        table = {"layout": layout, "branch": branch}
+        table |= {"rescale": rescale, "anchor_branch": anchor_branch}
+        stage = Convert(build(ConvertConfig, table, where="the command line"))
         folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
     parity = json.loads((folder / made["parity"]).read_text())
     for level, found in parity["levels"].items():
         print(f"{level}  max|a-b| / max|original| = {found['relative']:.1e}")
     print(f"compared with {parity['reference']}; at most {parity['tolerance']:g} is allowed")
+    _print_drift(parity)
     print(folder / made["weights"])
+
+
+def _print_drift(parity: dict[str, Any]) -> None:
+    if "drift" not in parity:
+        return
+    factors = [layer["factor"] for layer in parity["rescale"]["layers"].values()]
+    print(f"weight norms times {min(factors):.3g} to {max(factors):.3g}; drift from the original:")
+    for level, found in parity["drift"]["levels"].items():
+        largest, rms = found["relative_max"], found["relative_rms"]
+        large = "  LARGE" if rms > parity["drift"]["warned_above"] else ""
+        print(f"{level}  largest {largest:.1e}  RMS {rms:.1e}{large}")
 
 
 @app.command()

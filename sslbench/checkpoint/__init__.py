@@ -5,6 +5,7 @@ Nothing is guessed in silence: a file that is not fully understood is refused wi
 unexpected or mis-shaped.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
+from sslbench.checkpoint.choice import BY_PREFIX, Choice, choose
 from sslbench.checkpoint.errors import CheckpointError
-from sslbench.checkpoint.formats import BRANCHES, Choice, choose, flatten
+from sslbench.checkpoint.formats import BRANCHES, FORMATS
+from sslbench.checkpoint.origin import recorded, require_known_pixels, require_plain_resnet
 from sslbench.checkpoint.reading import read_tensors
+from sslbench.checkpoint.sections import Contents, lay_out
 from sslbench.checkpoint.trunk import extract, extract_counters
 from sslbench.files import file_sha256
 from sslbench.resnet import ResNet
 
-__all__ = ["Backbone", "CheckpointError", "inspect", "load_backbone"]
+__all__ = ["Backbone", "CheckpointError", "inspect", "load_backbone", "state_digest"]
 
 
 OWN_FORMAT, OWN_VERSION = "sslbench.pretrain", 1
@@ -39,6 +43,8 @@ class Backbone:
     prefix: str  # what stood in front of the canonical names
     dropped: tuple[str, ...]  # keys that were recognised and left out
     counters: Mapping[str, Tensor]  # BatchNorm's numbers of batches, where the file has them
+    notes: tuple[str, ...] = ()  # what its user must know and the weights do not show
+    colour_order: str = "RGB"  # of the pixels it was trained on; no other is read
 
     def build(self) -> ResNet:
         """Make the network with these weights, in eval mode."""
@@ -51,8 +57,8 @@ def load_backbone(path: Path | str, branch: str = "online", allow_pickle: bool =
     """Read ``path`` and return one of its trunks.
 
     Args:
-        branch: ``online`` (student, query), ``target`` (teacher, momentum, key), or the prefix in
-            front of ``conv1.weight`` for files of an unknown layout.
+        branch: ``online`` (student, query), ``target`` (teacher, momentum, key), or for files of an
+            unknown layout the prefix in front of the stem's name (``.`` where there is none).
         allow_pickle: open also pickles that torch refuses; nothing that they name is called.
 
     Raises:
@@ -60,35 +66,57 @@ def load_backbone(path: Path | str, branch: str = "online", allow_pickle: bool =
     """
     path = Path(path)
     raw = read_tensors(path, allow_pickle)
-    return _backbone(raw, choose(flatten(raw, path), branch, path), branch, path)
+    return _backbone(raw, lay_out(raw, path), branch, path, file_sha256(path))
 
 
 def inspect(path: Path | str, allow_pickle: bool = False) -> dict[str, Any]:
-    """Describe a file: format, hash, what each branch holds, and what the training recorded."""
+    """Describe a file: its hash, each branch, every trunk in it and what the training recorded."""
     path = Path(path)
     raw = read_tensors(path, allow_pickle)
-    flat = flatten(raw, path)
+    contents, sha256 = lay_out(raw, path), file_sha256(path)
     branches: dict[str, Any] = {}
     for branch in BRANCHES:
         try:
-            backbone = _backbone(raw, choose(flat, branch, path), branch, path)
+            branches[branch] = _described(_backbone(raw, contents, branch, path, sha256))
         except CheckpointError as error:
             branches[branch] = str(error)
-            continue
-        fields = ("format", "prefix", "depth", "width")
-        branches[branch] = {name: getattr(backbone, name) for name in fields}
-        branches[branch] |= {"tensors": len(backbone.state), "dropped_keys": len(backbone.dropped)}
-    plain = {k: v for k, v in raw.items() if isinstance(v, str | int | float)}
     return {
         "path": str(path),
-        "sha256": file_sha256(path),
+        "sha256": sha256,
         "branches": branches,
-        "recorded": {k: plain[k] for k in ("format", "version", "epoch", "step") if k in plain},
+        "trunks": [{"prefix": t.prefix, "names": t.scheme} for t in contents.trunks],
+        "recorded": recorded(raw),
     }
 
 
-def _backbone(raw: Mapping[str, Any], choice: Choice, branch: str, path: Path) -> Backbone:
-    state, depth, width = extract(choice.inside, f"{path}, prefix {choice.prefix!r}")
+def _described(backbone: Backbone) -> dict[str, Any]:
+    fields = ("format", "prefix", "depth", "width", "colour_order", "notes")
+    return {
+        **{name: getattr(backbone, name) for name in fields},
+        "tensors": len(backbone.state),
+        "digest": state_digest(backbone.state),
+        "dropped_keys": len(backbone.dropped),
+    }
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Hash names, shapes and values of a canonical state: equal trunks of two files are equal."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {tuple(state[name].shape)}\n".encode())
+        digest.update(state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _backbone(
+    raw: Mapping[str, Any], contents: Contents, branch: str, path: Path, sha256: str
+) -> Backbone:
+    choice = choose(contents, branch, path)
+    if choice.format != BY_PREFIX:
+        require_plain_resnet(raw, path)
+    if choice.format == "Detectron2":
+        require_known_pixels(raw, path)
+    state, depth, width = extract(choice.inside, _where(choice, path))
     if raw.get("format") == OWN_FORMAT:
         _require_honest(raw, {"depth": depth, "width": width}, path)
     return Backbone(
@@ -97,12 +125,18 @@ def _backbone(raw: Mapping[str, Any], choice: Choice, branch: str, path: Path) -
         width=width,
         source=str(path),
         branch=branch,
-        sha256=file_sha256(path),
+        sha256=sha256,
         format=choice.format,
         prefix=choice.prefix,
         dropped=choice.dropped,
         counters=extract_counters(choice.inside, state),
+        notes=FORMATS[choice.format].notes if choice.format in FORMATS else (),
     )
+
+
+def _where(choice: Choice, path: Path) -> str:
+    kind = "" if choice.format == BY_PREFIX else f", layout of {choice.format}"
+    return f"{path}{kind}, prefix {choice.prefix!r}"
 
 
 def _require_honest(raw: Mapping[str, Any], found: Mapping[str, float], path: Path) -> None:

@@ -16,6 +16,7 @@ from sslbench.checkpoint.unpickling import ForeignPickleError, PickledArray, Unk
 
 ZIP_MAGIC, NUMPY_MAGIC = b"PK\x03\x04", b"\x93NUMPY"
 MAX_DEPTH = 100  # of containers in containers
+MAX_NAMES = 100_000  # of tensors in a network
 
 
 def read_foreign(path: Path) -> Any:
@@ -91,6 +92,22 @@ class _Plain:
 
     def _of_unknown(self, value: Unknown, depth: int) -> Any:
         state = value.state if isinstance(value.state, dict) else {}
+        if state.keys() >= {"_parameters", "_buffers", "_modules"}:
+            return self._network(state, depth)
         if value.pairs or state:
             return self.of({**state, **value.pairs}, depth + 1)
         return self.of(value.arguments, depth + 1)  # a named tuple
+
+    def _network(self, state: dict[Any, Any], depth: int) -> dict[str, Any]:
+        """Return the state dict of a whole network that was pickled."""
+        found: dict[str, Any] = {}
+        for name in ("_parameters", "_buffers"):
+            table = self.of(state[name], depth + 1)
+            found |= table if isinstance(table, dict) else {}
+        parts = self.of(state["_modules"], depth + 1)
+        for part, inner in parts.items() if isinstance(parts, dict) else ():
+            if isinstance(inner, dict):
+                found |= {f"{part}.{key}": value for key, value in inner.items()}
+            if len(found) > MAX_NAMES:  # one part in two places, and that again, doubles each time
+                raise ForeignPickleError(f"it has a network of more than {MAX_NAMES:,} tensors")
+        return found

@@ -59,7 +59,9 @@ def _read(path: Path, head: bytes) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # an archive is mapped: only the trunk's pages are read, not the optimiser's
+            mapped = head.startswith(ZIP_MAGIC)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # whatever a damaged file leads to

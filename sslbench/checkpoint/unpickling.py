@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Scalar = str | bytes | int | float | bool | None  # keys of dicts; nested tuples can hash for ages
+COPIES = 4  # of the whole file: old protocols keep an array as text, then bytes, then numbers
 MAX_COPIED = 1 << 20  # items that pickles may have copied from list to list, beyond the file's size
 
 
@@ -54,6 +55,13 @@ class PickledArray:
     """A NumPy array, also before its content has come."""
 
     values: Any = None  # a tensor; of an array of objects the list
+
+
+@dataclass(frozen=True, eq=False)
+class TupleClass:
+    """A named tuple's class, as dill spells it out; its instances become dicts."""
+
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,18 @@ def _array(*_: Any) -> PickledArray:
     return PickledArray()
 
 
+def _array_with_state(_make: Any, _arguments: Any, state: Any, *_: Any) -> PickledArray:
+    made = PickledArray()
+    give_state(made, state)
+    return made
+
+
+def _tuple_class(_name: Any, fields: Any, *_: Any) -> TupleClass:
+    return TupleClass(tuple(map(str, fields)))
+
+
 NUMPY = ("numpy.core", "numpy._core")
+DILL = ("dill._dill", "dill.dill")
 BUILTINS = ("builtins", "__builtin__")
 BUILDS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _mapping,
@@ -123,6 +142,11 @@ BUILDS: dict[str, Callable[..., Any]] = {
     "numpy.dtype": _dtype,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
+    # DeepMind's checkpoints: jax's arrays, then and now, and what dill makes of arrays and tuples
+    "jax._src.array._reconstruct_array": _array_with_state,
+    "jax._src.device_array.reconstruct_device_array": _array_with_state,
+    **{f"{n}._create_array": _array_with_state for n in DILL},
+    **{f"{n}._create_namedtuple": _tuple_class for n in DILL},
     **{f"{n}.dict": _mapping for n in BUILTINS},
     **{f"{n}.{kind}": _sequence for n in BUILTINS for kind in ("list", "set", "frozenset")},
     **{f"{n}.multiarray._reconstruct": _array for n in NUMPY},
@@ -195,7 +219,7 @@ class _Unpickler(IN_PYTHON):  # type: ignore[misc]
     def __init__(self, file: _Bounded, builders: dict[str, Function], stored: Any) -> None:
         super().__init__(file)
         self.builders, self.stored = builders, stored
-        self.to_copy = len(file.data) + MAX_COPIED
+        self.to_copy = COPIES * len(file.data) + MAX_COPIED
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a builder, or what stands for the class; nothing is imported."""
@@ -212,12 +236,18 @@ class _Unpickler(IN_PYTHON):  # type: ignore[misc]
         """Stand for calling a class or a function."""
         if isinstance(function, Unknown):
             return Unknown(function.name, tuple(arguments))
+        if isinstance(function, TupleClass):
+            return dict(zip(function.fields, arguments, strict=False))
         if not isinstance(function, Function):
             raise ForeignPickleError(f"it calls a {type(function).__name__}")
-        self.to_copy -= sum(len(a) for a in arguments if isinstance(a, str | bytes | list | dict))
+        self.charge(sum(map(_weight, arguments)))
+        return function.call(*arguments)
+
+    def charge(self, copied: int) -> None:
+        """Count what was copied; a pickle can copy one thing a million times by a few bytes."""
+        self.to_copy -= copied
         if self.to_copy < 0:
             raise ForeignPickleError("it would grow to many times its size")
-        return function.call(*arguments)
 
 
 def _reduce(self: _Unpickler) -> None:
@@ -242,14 +272,14 @@ def _instance(self: _Unpickler) -> None:
 
 def _build(self: _Unpickler) -> None:
     state = self.stack.pop()
-    self.to_copy -= len(state[4]) if _is_array_state(state) else 0
-    if self.to_copy < 0:
-        raise ForeignPickleError("it would grow to many times its size")
+    self.charge(_weight(state) if isinstance(state, tuple) else 0)
     give_state(self.stack[-1], state)
 
 
-def _is_array_state(state: Any) -> bool:
-    return isinstance(state, tuple) and len(state) == 5 and isinstance(state[4], str | bytes)
+def _weight(value: Any) -> int:
+    """How much a call may copy of what it is given; an array's state has its content inside."""
+    inner = value[4] if isinstance(value, tuple) and len(value) == 5 else value
+    return len(inner) if isinstance(inner, str | bytes | list | dict | tuple) else 0
 
 
 def _dict(self: _Unpickler) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import dataclasses
 import io
 import os
 import pickle
@@ -93,6 +94,79 @@ def test_the_trunk_comes_out_bit_for_bit_where_pickles_are_allowed(name, trunk, 
 def test_it_is_refused_with_the_way_out_where_they_are_not(name, trunk, tmp_path):
     with pytest.raises(CheckpointError, match=r"was not opened.*--allow-pickle"):
         load_backbone(written(tmp_path, files(trunk)[name]))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_large_arrays_are_read_in_every_protocol(protocol, tmp_path):
+    """Old protocols copy them from text to bytes to numbers; that is no attack."""
+    large = np.random.default_rng(0).normal(size=1_000_000).astype(np.float32)
+    path = written(tmp_path, pickle.dumps({"a": large, "b": large[::-1].copy()}, protocol))
+    assert np.array_equal(read_tensors(path, allow_pickle=True)["a"].numpy(), large)
+
+
+@dataclasses.dataclass
+class Recorded:
+    """Pickles as the given call, as dill and jax write arrays and named tuples."""
+
+    function: tuple[str, str]
+    arguments: tuple
+
+
+class AsCalls(pickle._Pickler):
+    """Writes ``Recorded`` calls without the functions being there."""
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Recorded):
+            self.write(pickle.GLOBAL + "{}\n{}\n".format(*obj.function).encode())
+            self.save(obj.arguments)
+            return self.write(pickle.REDUCE)
+        return super().save(obj, save_persistent_id)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("dill._dill", "_create_array"),
+        ("dill.dill", "_create_array"),
+        ("jax._src.array", "_reconstruct_array"),
+        ("jax._src.device_array", "reconstruct_device_array"),
+    ],
+)
+def test_a_training_state_of_deepmind_is_read(module, name, trunk, tmp_path):
+    """Named tuples spelled out, every array a call, as dill 0.4.1 and jax 0.10.2 write them."""
+    fields = ("online_params", "online_state")
+    make = Recorded(("dill._dill", "_create_namedtuple"), ("State", fields, "byol.experiment"))
+    array = trunk["conv1.weight"].numpy()
+    made, arguments, state = array.__reduce__()
+    content = Recorded((module, name), (made, arguments, state, None))
+
+    file = io.BytesIO()
+    pickler = AsCalls(file, 2)
+    pickler.write(pickle.PROTO + b"\x02}X\x05\0\0\0state")
+    pickler.save(make)
+    pickler.save(({"m": {"w": content}}, {"m": {"average": content}}))
+    pickler.write(pickle.REDUCE + pickle.SETITEM + pickle.STOP)
+    found = read_tensors(written(tmp_path, file.getvalue()), allow_pickle=True)["state"]
+    assert list(found) == list(fields)
+    assert np.array_equal(found["online_params"]["m"]["w"].numpy(), array)
+
+
+def test_a_whole_pickled_network_is_its_state_dict(tmp_path):
+    network = ResNet(18, 0.125)
+    torch.save({"model": network, "epoch": 3}, tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match=r"class sslbench\.resnet\.ResNet.*--allow-pickle"):
+        load_backbone(tmp_path / "network.pth")
+    found = load_backbone(tmp_path / "network.pth", allow_pickle=True).state
+    assert all(torch.equal(found[k], network.state_dict()[k]) for k in found)
+
+
+def test_a_network_that_would_double_without_end_is_refused(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    for _ in range(40):
+        network = torch.nn.Sequential(network, network)
+    torch.save(network, tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match="more than 100,000 tensors"):
+        load_backbone(tmp_path / "network.pth", allow_pickle=True)
 
 
 class Planted:
