@@ -13,6 +13,7 @@ from test_parity import swap_statistics, written
 
 from sslbench.checkpoint import CheckpointError
 from transfer.detectron2_names import trunk_names
+from transfer.rescale import Rescaling
 from transfer.verify import verification
 from transfer.verify import verify as verify_files
 from transfer.verify.detector_file import read_detector_file
@@ -155,6 +156,27 @@ def test_what_no_usual_mistake_explains_is_listed(tmp_path: Path):
 
 def _one_bias(arrays):
     arrays["backbone.bottom_up.res4.2.conv2.norm.bias"][0] += 0.5
+
+
+def rescaled(folder: Path) -> Path:
+    backbone = make_backbone(folder)
+    convolutions = [n.removesuffix(".weight") for n, v in backbone.state.items() if v.ndim == 4]
+    factors = {name: 0.1 + 0.01 * i for i, name in enumerate(convolutions)}
+    smaller = Rescaling({}, factors).apply(backbone)
+    return written(smaller, "fpn", folder, rescale={"factors": factors})
+
+
+def test_rescaled_weights_are_compared_with_the_equally_rescaled_checkpoint(tmp_path: Path):
+    found = verify_files(rescaled(tmp_path), against=tmp_path / "r50.pth")
+    assert found.passed
+    assert "the equally rescaled checkpoint" in found.findings[0].text
+    assert max(found.comparisons[0].levels.values()) <= 1e-5
+
+
+def test_factors_that_do_not_belong_to_the_checkpoint_are_refused(tmp_path: Path):
+    path = written(make_backbone(tmp_path), "fpn", tmp_path, rescale={"factors": {"conv1": 2.0}})
+    with pytest.raises(VerifyError, match="not by a factor for each"):
+        verify_files(path, against=tmp_path / "r50.pth")
 
 
 def test_nan_fails_and_is_null_in_the_record(tmp_path: Path):

@@ -10,6 +10,7 @@ from sslbench.checkpoint import Backbone, load_backbone
 from transfer.detectron2_names import depths
 from transfer.detectron2_parity import can_build
 from transfer.parity import TOLERANCE, canonical_maps
+from transfer.rescale import Rescaling
 from transfer.task import has_detectron2
 from transfer.verify import in_detectron2
 from transfer.verify.causes import explain
@@ -189,6 +190,7 @@ class _Run:
             self.findings.append(Finding("error", "weights", text, "Pass the right file"))
         if ours != theirs or self.lost:
             return
+        backbone = self._equally_rescaled(backbone)
         right = canonical_maps(backbone, pictures)
         sides = Sides(self.trunk, self.file.needs, right)
         levels = sides.levels(pictures)
@@ -199,6 +201,22 @@ class _Run:
         if self._detectron2_serves():
             cfg = in_detectron2.standard_config(self.file, self.matching.layout)
             self._in_detectron2("checkpoint", cfg, right, pictures)
+
+    def _equally_rescaled(self, backbone: Backbone) -> Backbone:
+        """Do to the checkpoint what NormRescale did to the weights, as they say themselves."""
+        said = self.file.metadata.get("rescale")
+        if said is None:
+            return backbone
+        factors = said.get("factors") if isinstance(said, Mapping) else None
+        convolutions = {n.removesuffix(".weight") for n, v in backbone.state.items() if v.ndim == 4}
+        if not isinstance(factors, Mapping) or factors.keys() != convolutions:
+            raise VerifyError(
+                f"{self.file.path}: says that its weight norms were rescaled, but not by a factor "
+                "for each of the checkpoint's convolutions; convert the checkpoint again"
+            )
+        text = "the weight norms were rescaled; compared is the equally rescaled checkpoint"
+        self.findings.append(Finding("note", "weights", text))
+        return Rescaling(source={}, factors=factors).apply(backbone)
 
     def _config(self, chain: Chain, pictures: list[Path]) -> None:
         right = right_maps(self.file, self.trunk, pictures)
