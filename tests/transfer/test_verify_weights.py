@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from checkpoints import make_backbone
 from foreign_weights import WRITERS, as_moco, as_vissl, bare, encoder, moco_checkpoint
+from safetensors.torch import save_file
 from test_parity import swap_statistics, written
 
 from sslbench.checkpoint import CheckpointError
 from transfer.detectron2_names import trunk_names
+from transfer.naming import to_detectron2
 from transfer.rescale import Rescaling
 from transfer.verify import verification
 from transfer.verify import verify as verify_files
@@ -260,6 +263,30 @@ def test_a_pickle_of_others_needs_leave(checkpoint, query, tmp_path: Path):
 
 def test_a_torch_file_of_others_needs_none(checkpoint, query, tmp_path: Path):
     assert verify_files(as_vissl(tmp_path / "w.torch", query), against=checkpoint).passed
+
+
+@pytest.mark.parametrize(
+    ("write", "name", "words"),
+    [
+        (as_vissl, "w.pkl", "Name it .pth"),
+        (as_moco, "w.pth", "Name it .pkl"),
+        (partial(as_moco, __author__=None), "w.pkl", "Write '__author__': 'NAME'"),
+    ],
+)
+def test_a_file_that_detectron2_would_not_open_is_named(
+    write, name: str, words: str, checkpoint, query, tmp_path: Path
+):
+    (error,) = errors(verify(write(tmp_path / name, query), checkpoint))
+    assert words in error
+
+
+def test_safetensors_are_compared_though_detectron2_does_not_read_them(tmp_path: Path):
+    backbone = make_backbone(tmp_path)
+    save_file(dict(to_detectron2(backbone.state, "c4")), tmp_path / "w.safetensors")
+    found = verify_files(tmp_path / "w.safetensors", against=tmp_path / "r50.pth")
+    (warning,) = found.findings
+    assert found.passed
+    assert "Detectron2 reads no safetensors" in warning.text
 
 
 class Planted:

@@ -16,12 +16,13 @@ from torch import Tensor
 from sslbench.checkpoint import CheckpointError
 from sslbench.checkpoint.reading import read_tensors
 from sslbench.resnet import BLOCKS, PIXEL_MEAN, PIXEL_STD, STEM_CHANNELS
-from transfer.verify.findings import VerifyError
+from transfer.verify.findings import Finding, VerifyError
 from transfer.weights import WeightsError, load_weights
 
 FIRST_CONVOLUTION = re.compile(r"(?:^|\.)res([2-5])\.(\d+)\.conv([123])\.weight$")
 STEM = re.compile(r"(?:^|\.)stem\.conv1\.weight$")
 CAFFE2_NAME = re.compile(r"^res2_0_branch2a_w$")
+ZIP_MAGIC, OLD_TORCH_MAGIC = b"PK\x03\x04", b"\x80\x02\x8a\n"
 TORCHVISION_NAME = re.compile(r"(?:^|\.)layer1\.0\.conv1\.weight$")
 
 
@@ -74,10 +75,31 @@ def _foreign(path: Path, allow_pickle: bool) -> DetectorFile:
     inner = top.get("model")
     model = inner if isinstance(inner, Mapping) else top
     tensors = {n: _float(v) for n, v in model.items() if isinstance(v, Tensor)}
-    if path.suffix == ".pkl" and not (isinstance(inner, Mapping) and "__author__" in top):
+    if path.suffix == ".pkl" and not isinstance(inner, Mapping):
         # what Detectron2's checkpointer makes of such a pickle
         top = {"__author__": "Caffe2", "matching_heuristics": True}
     return _described(path, tensors, top, {})
+
+
+def container_findings(file: DetectorFile) -> list[Finding]:
+    """What stops Detectron2 from opening a file, which it decides by the ending of the name."""
+    with file.path.open("rb") as opened:
+        head = opened.read(4)
+    is_torch = head.startswith((ZIP_MAGIC, OLD_TORCH_MAGIC))
+    is_pkl = file.path.suffix == ".pkl"
+    if file.path.suffix == ".safetensors":
+        text, way_out = "Detectron2 reads no safetensors", "Convert again with --format pkl or pth"
+        return [Finding("warning", "weights", text, way_out)]
+    if is_pkl and is_torch:
+        text = "a torch file by its content, and Detectron2 opens .pkl as a plain pickle"
+        return [Finding("error", "weights", text, "Name it .pth")]
+    if not is_pkl and not is_torch:
+        text = "a plain pickle by its content, and Detectron2 opens only .pkl as one"
+        return [Finding("error", "weights", text, "Name it .pkl")]
+    if is_pkl and not file.author:
+        text = "a pickle without '__author__' beside 'model', at which Detectron2 stops"
+        return [Finding("error", "weights", text, "Write '__author__': 'NAME' beside 'model'")]
+    return []
 
 
 def _float(value: Tensor) -> Tensor:

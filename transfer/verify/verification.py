@@ -14,7 +14,7 @@ from transfer.rescale import Rescaling
 from transfer.task import has_detectron2
 from transfer.verify import in_detectron2
 from transfer.verify.causes import explain
-from transfer.verify.detector_file import DetectorFile, read_detector_file
+from transfer.verify.detector_file import DetectorFile, container_findings, read_detector_file
 from transfer.verify.findings import SEVERITIES, Finding, VerifyError, shown
 from transfer.verify.maps import Maps, Sides, equal, fixed_pictures, relative
 from transfer.verify.matching import (
@@ -146,6 +146,7 @@ class _Run:
 
     def done(self) -> Verification:
         fixed = self.chain is not None
+        self.findings += container_findings(self.file)
         self.findings += loading_findings(self.file, self.matching, layout_fixed=fixed)
         if self.chain is not None:
             self.findings += network_findings(self.chain, self.file)
