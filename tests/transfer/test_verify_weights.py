@@ -236,6 +236,15 @@ def test_module_in_front_of_bare_names_is_a_prefix_left(checkpoint, query, tmp_p
     assert "the prefix 'module.' is left" in error
 
 
+def test_of_two_names_that_fit_the_longest_wins(checkpoint, query, tmp_path: Path):
+    """As in a file that holds a momentum encoder beside the detector's own trunk."""
+    other = {name: value + 1 for name, value in bare(query).items()}
+    exact = {f"backbone.bottom_up.{name}": value for name, value in bare(query).items()}
+    found = verify(as_moco(tmp_path / "w.pkl", query, model=other | exact), checkpoint)
+    assert found.passed
+    assert "no part of the trunk" in found.findings[0].text
+
+
 def test_a_file_that_passes_for_caffe2s_loses_its_statistics(checkpoint, query, tmp_path: Path):
     path = as_moco(tmp_path / "w.pkl", query, __author__="Caffe2")
     (error,) = errors(verify(path, checkpoint))
