@@ -72,6 +72,7 @@ def test_right_weights_of_other_converters_pass(name: str, checkpoint, query, tm
     assert errors(found) == []
     assert found.weights["loaded"] == "265 of 265"
     assert found.weights["names"] == "matched by their ends"
+    assert found.weights["layout"] == "fpn or c4 or dc5"
     assert list(found.comparisons[0].levels) == ["res2", "res3", "res4", "res5"]
 
 

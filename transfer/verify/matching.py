@@ -43,6 +43,12 @@ def best_match(file: DetectorFile) -> Matching:
     return max(found, key=lambda m: len(m.loaded))
 
 
+def takers(file: DetectorFile) -> list[str]:
+    """Kinds of detectors into which the whole trunk would be loaded."""
+    possible = [layout for layout in LAYOUTS if file.depth in depths(layout)]
+    return [layout for layout in possible if match(file, layout).complete]
+
+
 def match(file: DetectorFile, layout: str) -> Matching:
     """Replay Detectron2's loading of a trunk as deep and wide as the file's own."""
     expected = trunk_names(layout, file.depth, file.width)

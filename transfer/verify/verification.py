@@ -23,6 +23,7 @@ from transfer.verify.matching import (
     loading_findings,
     match,
     meant_trunk,
+    takers,
     with_initial_norms,
 )
 from transfer.verify.settings import (
@@ -178,7 +179,7 @@ class _Run:
             "depth": self.file.depth,
             "width": self.file.width,
             "names": "matched by their ends" if self.file.heuristics else "exact",
-            "layout": self.matching.layout,
+            "layout": " or ".join(takers(self.file)) or "none",
             "loaded": f"{len(self.matching.loaded)} of "
             f"{len(self.matching.loaded) + len(self.matching.missing)}",
         }
