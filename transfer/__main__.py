@@ -1,10 +1,11 @@
-"""python -m transfer convert|run|inspect: a checkpoint becomes weights, and weights become numbers.
+"""python -m transfer convert|verify|run|inspect: from a checkpoint to weights to numbers.
 
     python -m transfer inspect moco_v2.pth
     python -m transfer convert moco_v2.pth --layout c4 --out runs/moco_c4
     python -m transfer convert moco_v2.pth --layout fpn --out moco_fpn.pth
     python -m transfer convert moco_fpn.pth --layout torchvision --out moco.safetensors
     python -m transfer convert runs/pretrain/cyborgs-0123456789ab --layout fpn
+    python -m transfer verify runs/moco_c4/weights.pkl --against moco_v2.pth --config my.yaml
     python -m transfer run voc0712_det --weights runs/moco_c4/weights.pkl --data /data
 
 Every command continues what was interrupted, and does nothing where it is already done.
@@ -140,6 +141,32 @@ def _print_drift(parity: dict[str, Any]) -> None:
         largest, rms = found["relative_max"], found["relative_rms"]
         large = "  LARGE" if rms > parity["drift"]["warned_above"] else ""
         print(f"{level}  largest {largest:.1e}  RMS {rms:.1e}{large}")
+
+
+@app.command()
+def verify(
+    weights: Annotated[Path, typer.Argument(help="converted by anybody: .pkl, .pth, .safetensors")],
+    against: Annotated[
+        Path | None, typer.Option(help="checkpoint that the weights were made from")
+    ] = None,
+    branch: Branch = "online",
+    config: Annotated[
+        str | None, typer.Option(help="Detectron2 YAML that the weights will be trained with")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="open pickles of others; nothing in them is run")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON record")] = False,
+) -> None:
+    """Compare weights with their checkpoint, and name each setting of a YAML that would hurt."""
+    with errors_in_one_paragraph():
+        from transfer.verify import verify as compared
+
+        found = compared(
+            weights, against=against, branch=branch, config=config, allow_pickle=allow_pickle
+        )
+    print(json.dumps(found.record(), indent=2) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(0 if found.passed else 1)
 
 
 @app.command()

@@ -22,11 +22,12 @@ from sslbench.checkpoint import Backbone
 from sslbench.datasets import decode_rgb
 from sslbench.resnet import LAYERS, PIXEL_MEAN, PIXEL_STD
 from sslbench.rng import numpy_generator
+from transfer.detectron2_names import HOMES, misnamed
 from transfer.detectron2_trunk import Detectron2Trunk
 from transfer.layouts import AnyLayout
-from transfer.naming import LAST_STAGE, STAGES, TRUNK
+from transfer.naming import STAGES, Layout
 from transfer.task import has_detectron2
-from transfer.weights import load_weights
+from transfer.weights import WeightsError, load_weights
 
 TOLERANCE, GOAL = 1e-4, 1e-5  # of max|a - b| / max|reference|
 NUM_IMAGES, HEIGHT, WIDTH = 2, 192, 256
@@ -126,17 +127,34 @@ def detector_maps(
     if has_detectron2() and detectron2_parity.can_build(backbone.depth, backbone.width):
         return detectron2_parity.maps(backbone, weights_path, layout, pictures)
     arrays, metadata = load_weights(weights_path)
-    trunk = Detectron2Trunk(
+    _require_names({n: v.shape for n, v in arrays.items()}, backbone, layout)
+    trunk, last_stage = HOMES[layout]
+    network = Detectron2Trunk(
         arrays,
-        trunk=TRUNK[layout],
-        last_stage=LAST_STAGE[layout],
+        trunk=trunk,
+        last_stage=last_stage,
         pixel_mean=tuple(metadata["pixel_mean"]),
         pixel_std=tuple(metadata["pixel_std"]),
+        stride_in_1x1=metadata["stride_in_1x1"],
     )
-    order = slice(None) if metadata["format"] == "RGB" else slice(None, None, -1)
+    return "independent trunk", network.maps(read_images(pictures, metadata["format"]))
+
+
+def _require_names(shapes: dict[str, tuple[int, ...]], backbone: Backbone, layout: Layout) -> None:
+    """Compare with the names that Detectron2 itself gave: it only logs what it cannot match."""
+    unknown, missing = misnamed(shapes, layout, backbone.depth, backbone.width)
+    if unknown or missing:
+        raise WeightsError(
+            f"Detectron2 would not take {len(unknown)} of the written weights (e.g. {unknown[:3]}) "
+            f"and {len(missing)} of its {layout} trunk's were not written (e.g. {missing[:3]})"
+        )
+
+
+def read_images(pictures: list[Path], channel_order: str) -> Tensor:
+    """Read pictures as a detector does: B x 3 x H x W bytes, channels as ``RGB`` or ``BGR``."""
+    order = slice(None) if channel_order == "RGB" else slice(None, None, -1)
     stacked = np.stack([_read_png(p)[:, :, order] for p in pictures])
-    images_BCHW = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
-    return "independent trunk", trunk.maps(images_BCHW)
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
 
 
 def _read_png(path: Path) -> np.ndarray:
