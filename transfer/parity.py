@@ -58,6 +58,7 @@ def check_parity(backbone: Backbone, weights_path: Path, layout: AnyLayout) -> d
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_pictures(Path(folder))
         ours = canonical_maps(backbone, pictures)
+        _require_finite(backbone, ours)
         reference, theirs = detector_maps(backbone, weights_path, layout, pictures)
     found = compare(ours, theirs)
     record = {
@@ -84,6 +85,16 @@ def check_parity(backbone: Backbone, weights_path: Path, layout: AnyLayout) -> d
             "the checkpoint may need another channel order, normalisation or stride"
         )
     return record
+
+
+def _require_finite(backbone: Backbone, maps: Mapping[str, Tensor]) -> None:
+    broken = [level for level, map_BCHW in maps.items() if not torch.isfinite(map_BCHW).all()]
+    if broken:
+        raise ParityError(
+            f"{backbone.source}: its own trunk gives values in {', '.join(broken)} that are not "
+            "finite, for ordinary pictures; these are no trained network's weights, or its "
+            "training diverged. Take an earlier checkpoint"
+        )
 
 
 def write_pictures(folder: Path) -> list[Path]:
