@@ -231,13 +231,25 @@ def _plan_task(
     if task.stage == "mask_quality":
         inputs = dict(source)
     elif task.stage == "detection":
-        wanted = {"layout": config.layout, "branch": row.branch}
-        convert_config = build(resolve(REFS["convert"]).config_type, wanted, f"task {task.id!r}")
-        convert = builder.add("convert", convert_config, inputs, serves=(cell,))
+        convert = _plan_convert(builder, row, config.layout, inputs, cell)
         inputs = {"weights": convert.output("weights")}
     elif "branch" in config_type.model_fields:
         config = config.model_copy(update={"branch": row.branch})
     builder.add(task.stage, config, inputs, serves=(cell,), answers=(cell,))
+
+
+def _plan_convert(
+    builder: "_Builder", row: Row, layout: str, inputs: Mapping[str, Input], cell: Cell
+) -> PlannedStage:
+    wanted: dict[str, Any] = {"layout": layout, "branch": row.branch}
+    if row.rescale is not None:
+        wanted["rescale"] = row.rescale
+    if row.rescale_to is not None:
+        wanted["anchor_branch"] = row.anchor_branch
+        anchor = builder.imported(row.rescale_to, row.method, "anchor")
+        inputs = {**inputs, "anchor": anchor}
+    config = build(resolve(REFS["convert"]).config_type, wanted, f"row {row.method!r}")
+    return builder.add("convert", config, inputs, serves=(cell,))
 
 
 def _require_same_name(task: Task, config: Any) -> None:

@@ -64,6 +64,9 @@ class Row(FrozenConfig):
     checkpoint: Path | None = None  # a file of any known format
     random: dict[str, Any] | None = None  # the keys of RandomInitConfig: the control row
     branch: str = Field(default="online", min_length=1)  # online, target, or a prefix of its keys
+    rescale: float | None = Field(default=None, gt=0)  # factor of its weight norms for a detector
+    rescale_to: Path | None = None  # checkpoint whose weight norms a detector gets
+    anchor_branch: str = Field(default="online", min_length=1)  # of rescale_to
     set: Changes = {}  # noqa: RUF012 (frozen, pydantic copies it)
 
     @model_validator(mode="after")
@@ -76,6 +79,14 @@ class Row(FrozenConfig):
             )
         if self.set and self.pretrain is None:
             raise ValueError(f"row {self.method!r}: 'set' changes a pretraining config only")
+        return self
+
+    @model_validator(mode="after")
+    def _names_the_branch_of_an_anchor(self) -> Self:
+        if self.rescale_to is None and "anchor_branch" in self.model_fields_set:
+            raise ValueError(
+                f"row {self.method!r}: 'anchor_branch' is a branch of 'rescale_to': name that file"
+            )
         return self
 
 
@@ -228,7 +239,10 @@ def _anchored(suite: Suite, folder: Path) -> Suite:
 
     rows = (
         row.model_copy(
-            update={"pretrain": absolute(row.pretrain), "checkpoint": absolute(row.checkpoint)}
+            update={
+                name: absolute(getattr(row, name))
+                for name in ("pretrain", "checkpoint", "rescale_to")
+            }
         )
         for row in suite.row
     )

@@ -126,7 +126,7 @@ def write_torch(path: Path, payload: Any) -> None:
 
     with atomic_path(path) as scratch, scratch.open("wb") as file:
         try:
-            torch.save(_interned(payload), file)
+            torch.save(interned(payload), file)
         except RuntimeError as error:
             # torch hides a full disk behind an error of its own zip writer
             if isinstance(error.__context__, OSError):
@@ -147,14 +147,14 @@ def write_array(path: Path, array: "NDArray[Any]") -> None:
         np.save(plain, array)
 
 
-def _interned(value: Any) -> Any:
+def interned(value: Any) -> Any:
     """Make equal strings one object: pickle writes an object once and refers to it afterwards."""
     if isinstance(value, str):
         return sys.intern(value)
     if isinstance(value, dict):
-        return {_interned(key): _interned(item) for key, item in value.items()}
+        return {interned(key): interned(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_interned(item) for item in value)
+        return type(value)(interned(item) for item in value)
     return value
 
 

@@ -1,7 +1,11 @@
-"""python -m transfer convert|run|inspect: a checkpoint becomes weights, and weights become numbers.
+"""python -m transfer convert|verify|run|inspect: from a checkpoint to weights to numbers.
 
     python -m transfer inspect moco_v2.pth
     python -m transfer convert moco_v2.pth --layout c4 --out runs/moco_c4
+    python -m transfer convert moco_v2.pth --layout fpn --out moco_fpn.pth
+    python -m transfer convert moco_fpn.pth --layout torchvision --out moco.safetensors
+    python -m transfer convert runs/pretrain/cyborgs-0123456789ab --layout fpn
+    python -m transfer verify runs/moco_c4/weights.pkl --against moco_v2.pth --config my.yaml
     python -m transfer run voc0712_det --weights runs/moco_c4/weights.pkl --data /data
 
 Every command continues what was interrupted, and does nothing where it is already done.
@@ -9,13 +13,17 @@ Every command continues what was interrupted, and does nothing where it is alrea
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sslbench.command import errors_in_one_paragraph
+from sslbench.command import errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
+from sslbench.files import read_json
 from sslbench.stage import run_standalone
+
+if TYPE_CHECKING:
+    from transfer.convert import Convert
 
 app = typer.Typer(
     help="Convert checkpoints to detector weights and fine-tune detectors from them.",
@@ -26,36 +34,145 @@ app = typer.Typer(
 
 Checkpoint = Annotated[Path, typer.Argument(help="file of any known code base")]
 Branch = Annotated[str, typer.Option(help="online, target, or the prefix in front of conv1.weight")]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="open pickles of others; nothing that they name is called"),
+]
 Out = Annotated[Path | None, typer.Option(help="run folder; default runs/KIND/...")]
 
 
 @app.command()
 def convert(
-    checkpoint: Checkpoint,
-    layout: Annotated[Literal["c4", "fpn"], typer.Option(help="kind of detector")],
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint, weights, or a folder of several")],
+    layout: Annotated[
+        Literal["c4", "fpn", "torchvision"], typer.Option(help="kind of detector, or plain names")
+    ],
     branch: Branch = "online",
-    out: Out = None,
+    format: Annotated[
+        Literal["pkl", "pth", "safetensors"] | None,
+        typer.Option(help="default pkl for a detector, pth for torchvision"),
+    ] = None,
+    allow_pickle: AllowPickle = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="run folder, or a file .pkl, .pth, .safetensors; default runs/convert/.."
+        ),
+    ] = None,
+    rescale: Annotated[
+        float | None, typer.Option(help="factor of every layer's weight norm, as 0.1 after LARS")
+    ] = None,
+    rescale_to: Annotated[
+        Path | None, typer.Option(help="checkpoint whose weight norms are taken over")
+    ] = None,
+    anchor_branch: Annotated[
+        str | None, typer.Option(help="branch of --rescale-to; default online")
+    ] = None,
 ) -> None:
-    """Write weights that Detectron2 loads by exact name; compare their maps with the original."""
-    from sslbench.config import build
-    from transfer.convert import Convert, ConvertConfig
+    """Write weights that load by exact name; compare their maps with the original's."""
+    from transfer.convert import Convert, as_asked
 
     with errors_in_one_paragraph():
-        table = {"layout": layout, "branch": branch}
-        stage = Convert(build(ConvertConfig, table, where="the command line"))
-        inputs = {"checkpoint": checkpoint}
-        folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
-    parity = json.loads((folder / made["parity"]).read_text())
+        if rescale_to is not None:
+            anchor_branch = "online" if anchor_branch is None else anchor_branch
+        table = {"layout": layout, "branch": branch, "format": format}
+        table |= {"rescale": rescale, "anchor_branch": anchor_branch}
+        config, out, is_file = as_asked(table, out)
+        stage = Convert(config, allow_pickle)
+        anchor = {} if rescale_to is None else {"anchor": rescale_to}
+        if checkpoint.is_dir():
+            _convert_folder(checkpoint, anchor, stage, out, is_file)
+            return
+        inputs = {"checkpoint": checkpoint, **anchor}
+        weights, record = _convert_one(inputs, stage, out, is_file)
+        parity = read_json(record)
     for level, found in parity["levels"].items():
         print(f"{level}  max|a-b| / max|original| = {found['relative']:.1e}")
     print(f"compared with {parity['reference']}; at most {parity['tolerance']:g} is allowed")
-    print(folder / made["weights"])
+    _print_drift(parity)
+    for note in parity.get("metadata", {}).get("notes", ()):
+        print(f"note: {note}")
+    print(weights)
+
+
+def _convert_one(
+    inputs: dict[str, Path], stage: "Convert", out: Path | None, is_file: bool
+) -> tuple[Path, Path]:
+    from transfer.convert import convert_to_file
+
+    if out is not None and is_file:
+        return out, convert_to_file(stage, inputs, out)
+    folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
+    return folder / made["weights"], folder / made["parity"]
+
+
+def _convert_folder(
+    folder: Path, anchor: dict[str, Path], stage: "Convert", out: Path | None, is_file: bool
+) -> None:
+    from sslbench.stage import artifacts
+    from transfer.batch import checkpoints_in, convert_each
+
+    if is_file:
+        raise ValueError(f"--out {out} is one file, {folder} holds several; give a folder")
+    checkpoints = checkpoints_in(folder)
+    out = out or Path("runs") / stage.kind / f"{folder.resolve().name}-{stage.label}"
+    require_place("--out", out, is_folder=True)
+    num_failed = 0
+    for done in convert_each(stage, checkpoints, anchor, out):
+        if done.state == "failed":
+            num_failed += 1
+            print(f"{done.checkpoint.name}  failed: {done.reason}", flush=True)
+            continue
+        made = artifacts(done.folder)
+        levels = read_json(done.folder / made["parity"])["levels"].values()
+        worst = max(level["relative"] for level in levels)
+        weights = done.folder / made["weights"]
+        print(f"{done.checkpoint.name}  {done.state}  {worst:.1e}  {weights}", flush=True)
+    if num_failed:
+        raise ValueError(f"{num_failed} of {len(checkpoints)} checkpoints were not converted")
+
+
+def _print_drift(parity: dict[str, Any]) -> None:
+    if "drift" not in parity:
+        return
+    factors = [layer["factor"] for layer in parity["rescale"]["layers"].values()]
+    print(f"weight norms times {min(factors):.3g} to {max(factors):.3g}; drift from the original:")
+    for level, found in parity["drift"]["levels"].items():
+        largest, rms = found["relative_max"], found["relative_rms"]
+        large = "  LARGE" if rms > parity["drift"]["warned_above"] else ""
+        print(f"{level}  largest {largest:.1e}  RMS {rms:.1e}{large}")
+
+
+@app.command()
+def verify(
+    weights: Annotated[Path, typer.Argument(help="converted by anybody: .pkl, .pth, .safetensors")],
+    against: Annotated[
+        Path | None, typer.Option(help="checkpoint that the weights were made from")
+    ] = None,
+    branch: Branch = "online",
+    config: Annotated[
+        str | None, typer.Option(help="Detectron2 YAML that the weights will be trained with")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="open pickles of others; nothing in them is run")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON record")] = False,
+) -> None:
+    """Compare weights with their checkpoint, and name each setting of a YAML that would hurt."""
+    with errors_in_one_paragraph():
+        from transfer.verify import verify as compared
+
+        found = compared(
+            weights, against=against, branch=branch, config=config, allow_pickle=allow_pickle
+        )
+    print(json.dumps(found.record(), indent=2) if as_json else "\n".join(found.lines()))
+    raise typer.Exit(0 if found.passed else 1)
 
 
 @app.command()
 def run(
     task: Annotated[str, typer.Argument(help="name in configs/transfer, or a path to a .toml")],
-    weights: Annotated[Path, typer.Option(help="weights.pkl written by convert")],
+    weights: Annotated[Path, typer.Option(help="file written by convert")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as seed=1 or set.SOLVER.MAX_ITER=90")
     ] = None,
@@ -86,21 +203,23 @@ def run(
 
 
 @app.command()
-def inspect(checkpoint: Checkpoint) -> None:
+def inspect(checkpoint: Checkpoint, allow_pickle: AllowPickle = False) -> None:
     """Say what a checkpoint is: format, branches, depth, width, hash."""
     with errors_in_one_paragraph():
-        found = _inspect(checkpoint)
+        found = _inspect(checkpoint, allow_pickle)
     print(json.dumps(found, indent=2))
 
 
-def _inspect(path: Path) -> dict[str, Any]:
+def _inspect(path: Path, allow_pickle: bool) -> dict[str, Any]:
     from sslbench import checkpoint
-    from transfer.weights import is_weights, load_weights, weights_digest
+    from transfer.trunks import read_trunk
+    from transfer.weights import is_weights
 
     if not is_weights(path):
-        return checkpoint.inspect(path)
-    model, metadata = load_weights(path)
-    return {"path": str(path), "tensors": len(model), "digest": weights_digest(model), **metadata}
+        return checkpoint.inspect(path, allow_pickle)
+    trunk, metadata = read_trunk(path, "online", allow_pickle)
+    digest = checkpoint.state_digest(trunk.state)
+    return {"path": str(path), "tensors": len(trunk.state), "digest": digest, **metadata}
 
 
 if __name__ == "__main__":

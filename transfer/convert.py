@@ -1,30 +1,76 @@
-"""Stage: a pretraining checkpoint becomes weights that a Detectron2 detector loads name by name.
+"""Stage: a checkpoint becomes weights that a detector, or torchvision, loads name by name.
 
 ``python -m transfer convert CHECKPOINT --layout c4 --out DIR``
+
+``--rescale 0.1`` or ``--rescale-to ANCHOR`` gives the weights other norms first (transfer.rescale).
 """
 
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from sslbench.config import FrozenConfig
-from sslbench.stage import StageContext, write_json
+from sslbench.command import require_place
+from sslbench.config import FrozenConfig, build
+from sslbench.files import disk_errors_named, file_sha256, read_json
+from sslbench.stage import StageContext, fingerprint, write_json
 
 if TYPE_CHECKING:
     from sslbench.checkpoint import Backbone
 
+Format = Literal["pkl", "pth", "safetensors"]
+FORMATS = get_args(Format)
+ENDINGS = ", .".join(FORMATS)
+OTHER_ENDINGS = ("pt", "ckpt", "bin", "npz", "tar", "pickle")  # meant as a file, not as a folder
+DEFAULT_FORMAT = {"c4": "pkl", "fpn": "pkl", "torchvision": "pth"}
+
 
 class ConvertConfig(FrozenConfig):
-    """Which trunk of the checkpoint, and for which kind of detector."""
+    """Which trunk of the checkpoint, under whose names, in which kind of file."""
 
-    layout: Literal["c4", "fpn"]  # where the detector keeps the last stage: box head or backbone
+    # where a detector keeps the last stage, box head or backbone; or torchvision's own names
+    layout: Literal["c4", "fpn", "torchvision"]
     branch: str = Field(default="online", min_length=1)  # online, target, or a prefix
+    # None: pkl for a detector, pth for torchvision
+    format: Format | None = None
+    rescale: float | None = Field(default=None, gt=0)  # factor of every layer's weight norm
+    # branch of the input "anchor", whose weight norms the trunk takes over
+    anchor_branch: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _rescales_in_one_way(self) -> Self:
+        if self.rescale is not None and self.anchor_branch is not None:
+            raise ValueError(
+                f"weight norms are rescaled by a constant ({self.rescale:g}) or to those of an "
+                "anchor, not both: drop one"
+            )
+        return self
+
+    @field_validator("format")
+    @classmethod
+    def _fits_the_layout(cls, value: str | None, info: ValidationInfo) -> str | None:
+        layout = str(info.data.get("layout"))
+        if layout == "torchvision" and value == "pkl":
+            raise ValueError(
+                "a pickle of arrays is what Detectron2 reads, and under torchvision's names it "
+                "would leave almost every weight out without a word; choose pth or safetensors, "
+                "or layout c4 or fpn"
+            )
+        return None if value == DEFAULT_FORMAT.get(layout) else value  # one hash for one outcome
+
+    @property
+    def suffix(self) -> str:
+        """Ending of the written file."""
+        return f".{self.format or DEFAULT_FORMAT[self.layout]}"
 
 
 class ConvertError(ValueError):
-    """A trunk that no detector of the wanted layout can take."""
+    """A trunk that no detector of the wanted layout can take, or a place that is taken."""
 
 
 @dataclass(frozen=True)
@@ -35,33 +81,143 @@ class Convert:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[ConvertConfig]] = ConvertConfig
     config: ConvertConfig
+    allow_pickle: bool = False  # whether the file is opened; not hashed, for it changes no number
 
     @property
     def label(self) -> str:
-        branch = self.config.branch
-        return self.config.layout + ("-target" if branch == "target" else "")
+        config = self.config
+        target = "-target" if config.branch == "target" else ""
+        constant = "" if config.rescale is None else f"-rescaled-{config.rescale:g}"
+        return config.layout + target + constant + ("-anchored" if config.anchor_branch else "")
 
     def needs(self) -> tuple[str, ...]:
         return ()
 
+    def footnotes(self) -> tuple[str, ...]:
+        constant, is_anchored = self.config.rescale, self.config.anchor_branch is not None
+        if constant is None and not is_anchored:
+            return ()
+        how = "to an anchor's" if is_anchored else f"by {constant:g}"
+        return (f"weight norms rescaled {how} (NormRescale)",)
+
     def run(self, ctx: StageContext) -> dict[str, str]:
-        from sslbench.checkpoint import load_backbone  # torch: not on the login node
-        from transfer.naming import to_detectron2
-        from transfer.parity import check_parity
+        made = {"weights": f"weights{self.config.suffix}", "parity": "parity.json"}
+        self.write(ctx.inputs, ctx.dir / made["weights"], ctx.dir / made["parity"])
+        return made
+
+    def write(self, inputs: Mapping[str, Path], weights: Path, parity: Path, **extra: Any) -> None:
+        """Write the weights and the record of their parity; nothing where they fail the check.
+
+        Args:
+            extra: more for the record.
+
+        Raises:
+            ValueError: the checkpoint has no such trunk, it cannot be rescaled so, or the weights
+                do not reproduce its maps.
+        """
+        from transfer.layouts import to_layout  # torch: not on the login node
+        from transfer.parity import ParityError, check_parity
+        from transfer.rescale import choose, describe
+        from transfer.trunks import read_trunk
         from transfer.weights import write_weights
 
-        backbone = load_backbone(ctx.inputs["checkpoint"], branch=self.config.branch)
-        layout = self.config.layout
-        if layout == "c4" and backbone.depth < 50:
+        config, checkpoint = self.config, inputs["checkpoint"]
+        original, recorded = read_trunk(checkpoint, config.branch, self.allow_pickle)
+        rescaling = choose(original, config.rescale, inputs.get("anchor"), config.anchor_branch)
+        _require_possible(original, config.layout, recorded, rescaling.metadata)
+        backbone = rescaling.apply(original)
+        arrays = {k: v.numpy() for k, v in to_layout(backbone.state, config.layout).items()}
+        said = {**recorded, "layout": config.layout, **rescaling.metadata}
+        with _scratch_folder(weights) as folder:
+            unchecked = folder / weights.name
+            write_weights(unchecked, arrays, said)
+            try:
+                found = check_parity(backbone, unchecked, config.layout)
+            except ParityError as error:
+                raise ParityError(str(error).replace(str(unchecked), str(weights))) from None
+            found |= describe(rescaling, original, backbone)
+            files = {"input": _described(checkpoint), "output": _described(unchecked)}
+            write_json(parity, {**found, "metadata": said, **files, **extra})
+            os.replace(unchecked, weights)  # last: what stands under this name has been checked
+
+
+def _require_possible(
+    backbone: "Backbone", layout: str, recorded: Mapping[str, Any], rescaled: Mapping[str, Any]
+) -> None:
+    if layout == "c4" and backbone.depth < 50:
+        raise ConvertError(
+            f"{backbone.source} is a ResNet-{backbone.depth}; a C4 detector's head is made of "
+            "bottleneck blocks (ResNet-50, -101). Use layout fpn"
+        )
+    if "rescale" in recorded and rescaled:
+        raise ConvertError(
+            f"the weight norms in {backbone.source} were rescaled before, and its record holds one "
+            f"rescaling; rescale {recorded.get('source', 'the checkpoint')} itself"
+        )
+
+
+@contextlib.contextmanager
+def _scratch_folder(final: Path) -> Iterator[Path]:
+    """Yield a folder beside ``final``, for the name decides how Detectron2 reads a file."""
+    with tempfile.TemporaryDirectory(".tmp", f".{final.name}.", final.parent) as folder:
+        yield Path(folder)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def as_asked(table: Mapping[str, Any], out: Path | None) -> tuple[ConvertConfig, Path | None, bool]:
+    """Make the config of a command; also tell whether ``out`` names the file to write.
+
+    Args:
+        table: the options that are keys of the config.
+
+    Raises:
+        ConfigError: the options do not go together.
+        ConvertError: the ending of ``out`` says another format, or one that is not written.
+    """
+    ending, written = out.suffix.removeprefix(".") if out else "", table["format"]
+    is_file = ending in FORMATS
+    if ending.lower() in (*FORMATS, *OTHER_ENDINGS) and not is_file:
+        raise ConvertError(f"--out {out}: no such files are written; end it with .{ENDINGS}")
+    if is_file and written not in (None, ending):
+        raise ConvertError(f"--out {out} says {ending} but --format says {written}; leave one out")
+    asked = {**table, "format": ending if is_file else written}
+    config = build(ConvertConfig, asked, where="the command line")
+    if out and not is_file:
+        require_place("--out", out, is_folder=True)
+    return config, out, is_file
+
+
+def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -> Path:
+    """Write a file of the user's naming, with its record beside it; nothing if both are there.
+
+    Returns:
+        The record, ``WEIGHTS.parity.json``.
+
+    Raises:
+        ConvertError: something else is there.
+    """
+    require_place("--out", weights)
+    for name, path in inputs.items():
+        if not path.is_file():
+            raise ConvertError(f"{name}: {path} does not exist or is no file")
+    parity = weights.with_name(f"{weights.name}.parity.json")
+    upstream = {name: f"sha256:{file_sha256(path)}" for name, path in inputs.items()}
+    mark = fingerprint(stage, upstream, {})
+    if weights.exists():
+        record = read_json(parity) if parity.exists() else {}
+        if record.get("fingerprint") != mark or record["output"] != _described(weights):
             raise ConvertError(
-                f"{backbone.source} is a ResNet-{backbone.depth}; a C4 detector's head is made of "
-                "bottleneck blocks (ResNet-50, -101). Use layout fpn"
+                f"{weights} is there already and is not what this command writes; "
+                "choose another name, or delete it first"
             )
-        arrays = {k: v.numpy() for k, v in to_detectron2(backbone.state, layout).items()}
-        weights_path = ctx.dir / "weights.pkl"
-        write_weights(weights_path, arrays, metadata(backbone, layout))
-        write_json(ctx.dir / "parity.json", check_parity(backbone, weights_path, layout))
-        return {"weights": "weights.pkl", "parity": "parity.json"}
+        return parity
+    with disk_errors_named(weights):
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        stage.write(inputs, weights, parity, fingerprint=mark)
+    return parity
 
 
 def metadata(backbone: "Backbone", layout: str) -> dict[str, Any]:
@@ -77,8 +233,9 @@ def metadata(backbone: "Backbone", layout: str) -> dict[str, Any]:
         "depth": backbone.depth,
         "width": backbone.width,
         "layout": layout,
-        "format": "RGB",
+        "format": backbone.colour_order,
         "pixel_mean": list(PIXEL_MEAN),
         "pixel_std": list(PIXEL_STD),
         "stride_in_1x1": False,
+        "notes": list(backbone.notes),
     }

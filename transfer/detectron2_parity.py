@@ -4,8 +4,10 @@ The written file goes through Detectron2's own checkpointer into a whole detecto
 tensor arrived is checked one by one, because Detectron2 only logs what it could not match.
 """
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from sslbench.checkpoint import Backbone
 from sslbench.resnet import stem_channels
+from transfer.engines.loading import tensors
 from transfer.naming import LAST_STAGE, TRUNK, Layout
 from transfer.weights import WeightsError, load_weights
 
@@ -21,6 +24,11 @@ CONFIG = {
     "c4": "PascalVOC-Detection/faster_rcnn_R_50_C4.yaml",
     "fpn": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml",
 }
+LOUD = (
+    "fvcore.common.checkpoint",
+    "detectron2.checkpoint.c2_model_loading",
+    "detectron2.config.compat",
+)
 
 
 def can_build(depth: int, width: float) -> bool:
@@ -38,7 +46,10 @@ def maps(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside Detectron2, none of the user's making
         model, channel_order = _detector(backbone, metadata, layout)
-    _load(model, weights_path)
+    if weights_path.suffix == ".safetensors":  # which Detectron2 does not read
+        model.load_state_dict(tensors(arrays), strict=False)
+    else:
+        load(model, weights_path)
     _require_loaded(model, arrays, layout)
     return f"detectron2 {detectron2.__version__}", _run(model, layout, pictures, channel_order)
 
@@ -68,17 +79,27 @@ def _detector(
     return build_model(cfg).eval(), cfg.INPUT.FORMAT
 
 
-def _load(model: nn.Module, weights_path: Path) -> None:
+def load(model: nn.Module, weights_path: Path) -> None:
+    """Let Detectron2's own checkpointer fill a model, without its lists of what did not match."""
     from detectron2.checkpoint import DetectionCheckpointer
 
     # it would list the heads, which are not in the file; what must be loaded is checked right after
-    logger = logging.getLogger("fvcore.common.checkpoint")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with only_errors_logged():
         DetectionCheckpointer(model).load(str(weights_path))
+
+
+@contextlib.contextmanager
+def only_errors_logged() -> Iterator[None]:
+    """Keep quiet the loggers of Detectron2 that speak of what is checked here."""
+    loggers = [logging.getLogger(name) for name in LOUD]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _require_loaded(model: nn.Module, arrays: dict[str, Any], layout: Layout) -> None:

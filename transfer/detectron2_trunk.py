@@ -18,7 +18,7 @@ EPSILON = 1e-5  # of every BatchNorm
 
 
 class Detectron2Trunk:
-    """The trunk of a detector as Detectron2 computes it, with the stride in the 3x3 convolution.
+    """The trunk of a detector as Detectron2 computes it.
 
     Args:
         arrays: weights under the detector's names; names outside the trunk are not touched.
@@ -26,6 +26,8 @@ class Detectron2Trunk:
         last_stage: what stands in front of the blocks of ``res5``.
         pixel_mean: of the channels in the order of the images, 0 to 255.
         pixel_std: likewise.
+        stride_in_1x1: a bottleneck strides in its first convolution, as MSRA's did, and not in the
+            3x3; the tensors are the same.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class Detectron2Trunk:
         last_stage: str,
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
+        stride_in_1x1: bool = False,
     ) -> None:
         self._tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
         self._stages = {f"res{i}": f"{trunk}res{i}." for i in (2, 3, 4)} | {"res5": last_stage}
         self._stem = f"{trunk}stem.conv1"
+        self._stride_in_1x1 = stride_in_1x1
         self._mean = torch.tensor(pixel_mean).view(-1, 1, 1)
         self._std = torch.tensor(pixel_std).view(-1, 1, 1)
 
@@ -63,8 +67,9 @@ class Detectron2Trunk:
 
     def _block(self, x: Tensor, name: str, stride: int) -> Tensor:
         if f"{name}conv3.weight" in self._tensors:
-            out = F.relu(self._convolve(x, f"{name}conv1"))
-            out = F.relu(self._convolve(out, f"{name}conv2", stride=stride, padding=1))
+            first, second = (stride, 1) if self._stride_in_1x1 else (1, stride)
+            out = F.relu(self._convolve(x, f"{name}conv1", stride=first))
+            out = F.relu(self._convolve(out, f"{name}conv2", stride=second, padding=1))
             out = self._convolve(out, f"{name}conv3")
         else:
             out = F.relu(self._convolve(x, f"{name}conv1", stride=stride, padding=1))

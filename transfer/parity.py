@@ -22,10 +22,12 @@ from sslbench.checkpoint import Backbone
 from sslbench.datasets import decode_rgb
 from sslbench.resnet import LAYERS, PIXEL_MEAN, PIXEL_STD
 from sslbench.rng import numpy_generator
+from transfer.detectron2_names import HOMES, misnamed
 from transfer.detectron2_trunk import Detectron2Trunk
-from transfer.naming import LAST_STAGE, STAGES, TRUNK, Layout
+from transfer.layouts import AnyLayout
+from transfer.naming import STAGES, Layout
 from transfer.task import has_detectron2
-from transfer.weights import load_weights
+from transfer.weights import WeightsError, load_weights
 
 TOLERANCE, GOAL = 1e-4, 1e-5  # of max|a - b| / max|reference|
 NUM_IMAGES, HEIGHT, WIDTH = 2, 192, 256
@@ -47,7 +49,7 @@ class Difference:
         return self.absolute / self.reference if self.reference > 0 else self.absolute
 
 
-def check_parity(backbone: Backbone, weights_path: Path, layout: Layout) -> dict[str, Any]:
+def check_parity(backbone: Backbone, weights_path: Path, layout: AnyLayout) -> dict[str, Any]:
     """Compare ``res2`` to ``res5`` and return the record of the comparison.
 
     Raises:
@@ -56,6 +58,7 @@ def check_parity(backbone: Backbone, weights_path: Path, layout: Layout) -> dict
     with tempfile.TemporaryDirectory() as folder:
         pictures = write_pictures(Path(folder))
         ours = canonical_maps(backbone, pictures)
+        _require_finite(backbone, ours)
         reference, theirs = detector_maps(backbone, weights_path, layout, pictures)
     found = compare(ours, theirs)
     record = {
@@ -82,6 +85,16 @@ def check_parity(backbone: Backbone, weights_path: Path, layout: Layout) -> dict
             "the checkpoint may need another channel order, normalisation or stride"
         )
     return record
+
+
+def _require_finite(backbone: Backbone, maps: Mapping[str, Tensor]) -> None:
+    broken = [level for level, map_BCHW in maps.items() if not torch.isfinite(map_BCHW).all()]
+    if broken:
+        raise ParityError(
+            f"{backbone.source}: its own trunk gives values in {', '.join(broken)} that are not "
+            "finite, for ordinary pictures; these are no trained network's weights, or its "
+            "training diverged. Take an earlier checkpoint"
+        )
 
 
 def write_pictures(folder: Path) -> list[Path]:
@@ -115,25 +128,44 @@ def canonical_maps(backbone: Backbone, pictures: list[Path]) -> dict[str, Tensor
 
 
 def detector_maps(
-    backbone: Backbone, weights_path: Path, layout: Layout, pictures: list[Path]
+    backbone: Backbone, weights_path: Path, layout: AnyLayout, pictures: list[Path]
 ) -> tuple[str, dict[str, Tensor]]:
     """Compute the maps of the written weights; also say what computed them."""
-    from transfer import detectron2_parity
+    from transfer import detectron2_parity, torchvision_parity
 
+    if layout == "torchvision":
+        return torchvision_parity.maps(weights_path, pictures)
     if has_detectron2() and detectron2_parity.can_build(backbone.depth, backbone.width):
         return detectron2_parity.maps(backbone, weights_path, layout, pictures)
     arrays, metadata = load_weights(weights_path)
-    trunk = Detectron2Trunk(
+    _require_names({n: v.shape for n, v in arrays.items()}, backbone, layout)
+    trunk, last_stage = HOMES[layout]
+    network = Detectron2Trunk(
         arrays,
-        trunk=TRUNK[layout],
-        last_stage=LAST_STAGE[layout],
+        trunk=trunk,
+        last_stage=last_stage,
         pixel_mean=tuple(metadata["pixel_mean"]),
         pixel_std=tuple(metadata["pixel_std"]),
+        stride_in_1x1=metadata["stride_in_1x1"],
     )
-    order = slice(None) if metadata["format"] == "RGB" else slice(None, None, -1)
+    return "independent trunk", network.maps(read_images(pictures, metadata["format"]))
+
+
+def _require_names(shapes: dict[str, tuple[int, ...]], backbone: Backbone, layout: Layout) -> None:
+    """Compare with the names that Detectron2 itself gave: it only logs what it cannot match."""
+    unknown, missing = misnamed(shapes, layout, backbone.depth, backbone.width)
+    if unknown or missing:
+        raise WeightsError(
+            f"Detectron2 would not take {len(unknown)} of the written weights (e.g. {unknown[:3]}) "
+            f"and {len(missing)} of its {layout} trunk's were not written (e.g. {missing[:3]})"
+        )
+
+
+def read_images(pictures: list[Path], channel_order: str) -> Tensor:
+    """Read pictures as a detector does: B x 3 x H x W bytes, channels as ``RGB`` or ``BGR``."""
+    order = slice(None) if channel_order == "RGB" else slice(None, None, -1)
     stacked = np.stack([_read_png(p)[:, :, order] for p in pictures])
-    images_BCHW = torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
-    return "independent trunk", trunk.maps(images_BCHW)
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2)))
 
 
 def _read_png(path: Path) -> np.ndarray:

@@ -1,49 +1,64 @@
-"""The file of converted weights: a pickle that Detectron2's own checkpointer reads, with metadata.
+"""Files of converted weights, with what they say about themselves; known by content, not by name.
 
-``{"model": {name: float32 array}, "__author__": "sslbench", "metadata": {...}}``; names are exact,
-so there is no ``matching_heuristics``. Reading it back builds arrays and plain containers, nothing
-else.
+A detector's weights are ``{"__author__": "sslbench", "metadata": {...}, "model": {name: float32}}``
+as a pickle of arrays (``.pkl``) or a torch file of tensors (``.pth``), both of which Detectron2's
+own checkpointer reads; names are exact, so there is no ``matching_heuristics``. Under torchvision's
+names the tensors stand under ``state_dict``. In a ``.safetensors`` file the tensors stand by
+themselves and everything else in the header, as JSON.
 """
 
-import hashlib
-import pickle
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from sslbench.files import atomic_path
+from transfer import weight_files
+from transfer.layouts import LAYOUTS
+from transfer.weight_files import PICKLE_PROTOCOL, Arrays, WeightsError
+
+__all__ = [
+    "PICKLE_PROTOCOL",
+    "Arrays",
+    "WeightsError",
+    "is_weights",
+    "load_weights",
+    "write_weights",
+]
 
 AUTHOR = "sslbench"
-PICKLE_PROTOCOL = 4  # the newest that every Python of Detectron2's time reads
-HARMLESS = {  # what a pickled array consists of, under the names of NumPy 1 and 2
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
+WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+    ".pkl": weight_files.write_pickle,
+    ".pth": weight_files.write_torch_file,
+    ".safetensors": weight_files.write_safetensors,
 }
-Arrays = dict[str, npt.NDArray[np.float32]]
-
-
-class WeightsError(ValueError):
-    """A file that is not the converted weights it should be."""
+READERS: dict[str, Callable[[Path], Any]] = {
+    "pkl": weight_files.read_pickle,
+    "pth": weight_files.read_torch_file,
+    "safetensors": weight_files.read_safetensors,
+}
+SIGNATURE = re.compile(rb"__author__.{1,8}sslbench", re.DOTALL)  # the same in all three
+WITHIN = 4096  # bytes from the beginning, or the end of a file of release 0.1
 
 
 def write_weights(path: Path, model: Arrays, metadata: Mapping[str, Any]) -> None:
-    """Write the file atomically."""
-    content = {"model": model, "__author__": AUTHOR, "metadata": dict(metadata)}
-    with atomic_path(path) as scratch, scratch.open("wb") as file:
-        pickle.dump(content, file, protocol=PICKLE_PROTOCOL)
+    """Write the file atomically, in the format that its name ends with."""
+    container = "state_dict" if metadata.get("layout") == "torchvision" else "model"
+    # sorted, as in the header of safetensors: whichever file they came through, the same bytes
+    said = dict(sorted(metadata.items()))
+    content = {"__author__": AUTHOR, "metadata": said, container: model}
+    WRITERS[path.suffix](path, content)
 
 
 def is_weights(path: Path) -> bool:
-    """Tell converted weights from a checkpoint by the file's name and first byte."""
-    if path.suffix != ".pkl" or not path.is_file():
+    """Tell converted weights from a checkpoint by what the file begins with."""
+    if not path.is_file() or weight_files.format_of(path) is None:
         return False
     with path.open("rb") as file:
-        return file.read(2) == bytes([0x80, PICKLE_PROTOCOL])
+        begins = file.read(WITHIN)
+        file.seek(max(0, path.stat().st_size - WITHIN))
+        return any(SIGNATURE.search(part) for part in (begins, file.read()))
 
 
 def load_weights(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
@@ -53,59 +68,20 @@ def load_weights(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
         WeightsError: the file is something else, is damaged, or holds other than float32 arrays.
     """
     path = Path(path)
-    content = _unpickle(path)
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; pass the file of weights inside it")
+    content = READERS[weight_files.format_of(path) or "pth"](path)
     if not isinstance(content, dict) or content.get("__author__") != AUTHOR:
         raise WeightsError(
             f"{path} was not written by 'python -m transfer convert'; convert the checkpoint first"
         )
-    model, metadata = content.get("model"), content.get("metadata")
+    model, metadata = content.get("model", content.get("state_dict")), content.get("metadata")
     if not isinstance(model, dict) or not model or not isinstance(metadata, dict):
         raise WeightsError(f"{path} holds no weights; convert the checkpoint again")
+    layout = metadata.get("layout", "c4")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise WeightsError(f"{path} says layout {layout!r}; known: {', '.join(LAYOUTS)}")
     for name, value in model.items():
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             raise WeightsError(f"{path}: {name!r} is not a float32 array; convert again")
     return model, metadata
-
-
-def weights_digest(model: Arrays) -> str:
-    """Hash names, shapes and values, whatever the order and the metadata."""
-    digest = hashlib.sha256()
-    for name in sorted(model):
-        digest.update(f"{name} {model[name].shape}\n".encode())
-        digest.update(np.ascontiguousarray(model[name]).tobytes())
-    return digest.hexdigest()
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return _Restricted(file).load()
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise WeightsError(f"{path} is a folder; pass the weights.pkl inside it") from None
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    # a damaged pickle can fail in any of these ways, none of them informative
-    except (pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise _damaged(path, error) from None
-    except (AttributeError, TypeError, UnicodeDecodeError, MemoryError, OverflowError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(
-        f"{path} cannot be read as converted weights ({type(error).__name__}: {error}); it is "
-        "damaged or no pickle. Convert the checkpoint again"
-    )
-
-
-class _Restricted(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in HARMLESS:
-            raise WeightsError(
-                f"contains {module}.{name}, which could run code, so the file was not opened. "
-                "Convert the original checkpoint with 'python -m transfer convert'"
-            )
-        found: Callable[..., Any] = super().find_class(module, name)
-        return found

@@ -16,7 +16,7 @@ from sslbench.checkpoint.unpickling import ForeignPickleError, PickledArray, Unk
 
 ZIP_MAGIC, NUMPY_MAGIC = b"PK\x03\x04", b"\x93NUMPY"
 MAX_DEPTH = 100  # of containers in containers
-MAX_NAMED = 1_000_000  # a part of a network that stands in many places is many
+MAX_NAMES = 100_000  # of tensors in a network
 
 
 def read_foreign(path: Path) -> Any:
@@ -63,7 +63,6 @@ class _Plain:
     """Turns what was read into plain containers; each thing once, however often it is named."""
 
     def __init__(self) -> None:
-        self.named = 0  # tensors of a pickled network, at every level
         self.done: dict[int, Any] = {}
         self.kept: list[Any] = []  # or another object might get the id of one that is gone
 
@@ -108,8 +107,7 @@ class _Plain:
         parts = self.of(state["_modules"], depth + 1)
         for part, inner in parts.items() if isinstance(parts, dict) else ():
             if isinstance(inner, dict):
-                self.named += len(inner)
-                if self.named > MAX_NAMED:
-                    raise ForeignPickleError(f"its network has more than {MAX_NAMED} names")
                 found |= {f"{part}.{key}": value for key, value in inner.items()}
+            if len(found) > MAX_NAMES:  # one part in two places, and that again, doubles each time
+                raise ForeignPickleError(f"it has a network of more than {MAX_NAMES:,} tensors")
         return found

@@ -82,6 +82,8 @@ class FakeRandom:
 class FakeConvertConfig(FrozenConfig):
     layout: Literal["c4", "fpn"]
     branch: Literal["online", "target"] = "online"
+    rescale: float | None = None
+    anchor_branch: str | None = None
 
 
 @dataclass(frozen=True)

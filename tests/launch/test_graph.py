@@ -130,6 +130,38 @@ def test_a_given_checkpoint_takes_the_place_of_pretraining_but_not_of_the_contro
     assert {c.row for s in stages for c in s.answers} == {"model", "Random init."}
 
 
+def conversions(suite, change, roots, runs):
+    """The conversions of the suite with a change of its second row, the random one."""
+    rows = (suite.row[0], Row(**{"method": "Random init.", "random": {"depth": 18}} | change))
+    stages = plan(suite.model_copy(update={"row": rows}), roots, runs)
+    return {s.name: s for s in stages if s.kind == "convert" and s.serves[0].row == rows[1].method}
+
+
+def test_a_row_can_have_its_weight_norms_rescaled(suite, roots, tmp_path):
+    plain = conversions(suite, {}, roots, tmp_path)
+    rescaled = conversions(suite, {"rescale": 0.1}, roots, tmp_path)
+    assert len(plain) == len(rescaled) == 2
+    assert not set(plain) & set(rescaled)
+    assert {s.stage.config.rescale for s in rescaled.values()} == {0.1}
+
+
+def test_an_anchor_counts_by_its_bytes_and_its_branch(suite, roots, tmp_path):
+    first, copy, other = (tmp_path / name for name in ("first.pth", "copy.pth", "other.pth"))
+    for path, content in ((first, b"1"), (copy, b"1"), (other, b"2")):
+        path.write_bytes(content)
+    anchored = conversions(suite, {"rescale_to": first}, roots, tmp_path)
+    assert {s.upstream["anchor"].path for s in anchored.values()} == {first}
+    assert {s.stage.config.anchor_branch for s in anchored.values()} == {"online"}
+    assert set(conversions(suite, {"rescale_to": copy}, roots, tmp_path)) == set(anchored)
+    for change in ({"rescale_to": other}, {"rescale_to": first, "anchor_branch": "target"}):
+        assert not set(conversions(suite, change, roots, tmp_path)) & set(anchored)
+
+
+def test_an_anchor_that_is_not_there_is_named(suite, roots, tmp_path):
+    with pytest.raises(ConfigError, match=r"no checkpoint file .*gone\.pth"):
+        conversions(suite, {"rescale_to": tmp_path / "gone.pth"}, roots, tmp_path)
+
+
 def test_a_task_is_called_what_its_config_measures(suite, suite_path, roots, tmp_path):
     config = suite_path.with_name("svm.toml")
     config.write_text(config.read_text().replace("voc07_svm", "voc07_svm_tiny"))
@@ -181,6 +213,11 @@ def test_only_by_kind_takes_the_purpose_too(suite, roots, tmp_path):
 def test_only_with_an_unknown_name_suggests(suite, roots, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'voc_det'"):
         select(plan(suite, roots, tmp_path), ["voc_dat"])
+
+
+def test_a_branch_without_its_anchor_is_refused():
+    with pytest.raises(ValueError, match="'anchor_branch' is a branch of 'rescale_to'"):
+        Row(method="x", checkpoint=Path("a"), anchor_branch="target")
 
 
 def test_a_row_needs_exactly_one_source():

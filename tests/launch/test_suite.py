@@ -12,6 +12,12 @@ def test_paths_are_relative_to_the_suite_file(suite, suite_path, monkeypatch, tm
     assert suite.task[0].config == suite_path.with_name("voc_det.toml")
 
 
+def test_an_anchor_lies_beside_the_suite_file_too(suite_path):
+    text = suite_path.read_text().replace("random = {", 'rescale_to = "sgd.pth"\nrandom = {')
+    suite_path.write_text(text)
+    assert load_suite(str(suite_path)).row[1].rescale_to == suite_path.with_name("sgd.pth")
+
+
 def test_an_unknown_key_is_refused_with_a_suggestion(suite_path):
     suite_path.write_text(suite_path.read_text().replace('metrics = ["mAP"]', 'metric = ["mAP"]'))
     with pytest.raises(ConfigError, match=r"metric'; did you mean '.*metrics'"):

@@ -160,6 +160,15 @@ def test_a_whole_pickled_network_is_its_state_dict(tmp_path):
     assert all(torch.equal(found[k], network.state_dict()[k]) for k in found)
 
 
+def test_a_network_that_would_double_without_end_is_refused(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    for _ in range(40):
+        network = torch.nn.Sequential(network, network)
+    torch.save(network, tmp_path / "network.pth")
+    with pytest.raises(CheckpointError, match="more than 100,000 tensors"):
+        load_backbone(tmp_path / "network.pth", allow_pickle=True)
+
+
 class Planted:
     """Its unpickling would call a function of the system."""
 

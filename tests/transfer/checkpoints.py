@@ -1,5 +1,7 @@
 """Checkpoint files with trunks that look trained: BatchNorm statistics of their own."""
 
+import functools
+import io
 from pathlib import Path
 
 import torch
@@ -10,6 +12,13 @@ from sslbench.resnet import ResNet
 
 def write_checkpoint(folder: Path, depth: int = 50, width: float = 0.125) -> Path:
     """Write a torchvision-style file whose statistics come from a batch of noise."""
+    path = folder / f"r{depth}.pth"
+    path.write_bytes(_checkpoint(depth, width))
+    return path
+
+
+@functools.lru_cache(maxsize=4)
+def _checkpoint(depth: int, width: float) -> bytes:
     torch.manual_seed(3)
     network = ResNet(depth, width)
     for name, value in network.named_parameters():
@@ -18,9 +27,9 @@ def write_checkpoint(folder: Path, depth: int = 50, width: float = 0.125) -> Pat
     network.train()
     for _ in range(3):
         network(torch.randn(4, 3, 96, 96))
-    path = folder / f"r{depth}.pth"
-    torch.save({"state_dict": network.state_dict()}, path)
-    return path
+    file = io.BytesIO()
+    torch.save({"state_dict": network.state_dict()}, file)
+    return file.getvalue()
 
 
 def make_backbone(folder: Path, depth: int = 50, width: float = 0.125) -> Backbone:

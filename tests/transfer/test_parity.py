@@ -1,5 +1,6 @@
 """The parity check passes right weights and stops the mistakes that stay silent elsewhere."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,11 @@ def test_nan_and_other_shapes_are_infinitely_far():
 def test_the_difference_is_relative_to_the_largest_value():
     found = compare({"res2": torch.tensor([4.0, -8.0])}, {"res2": torch.tensor([4.0, -7.0])})
     assert found["res2"].relative == 1 / 8
+
+
+def test_a_trunk_whose_own_maps_overflow_is_said_to_be_no_trained_network(tmp_path: Path):
+    backbone = make_backbone(tmp_path)
+    state = {k: v * 1e6 if v.ndim == 4 else v for k, v in backbone.state.items()}
+    huge = dataclasses.replace(backbone, state=state)
+    with pytest.raises(ParityError, match=r"its own trunk gives .* not finite"):
+        check_parity(huge, written(huge, "fpn", tmp_path), "fpn")

@@ -146,23 +146,23 @@ def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path} must be a table of Detectron2 keys, got {type(table).__name__}")
     parent = table.pop("_BASE_", None)
-    table = _decoded(table)
+    table = decoded(table)
     if parent is None:
         return table
     return overlay(read_recipe(path.parent / parent, (*seen, path)), table)
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
     """Turn ``"(480, 512)"`` and ``"1e-3"`` into what they say, as yacs does."""
     if isinstance(value, Mapping):
-        return {key: _decoded(inner) for key, inner in value.items()}
+        return {key: decoded(inner) for key, inner in value.items()}
     if isinstance(value, str):
         try:
             literal = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             return value
-        return value if isinstance(literal, str) else _decoded(literal)
-    return [_decoded(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return value if isinstance(literal, str) else decoded(literal)
+    return [decoded(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
