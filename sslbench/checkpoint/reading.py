@@ -8,6 +8,7 @@ scripts store their options in one. What torch refuses is read by ``foreign``, o
 import argparse
 import pickle
 import re
+import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -186,5 +187,5 @@ def _refusal(path: Path, message: str) -> CheckpointError:
     return CheckpointError(
         f"{path} {what}, and a pickle may run code, so the file was not opened. Its tensors can be "
         "taken out without calling anything that it names: python -m transfer convert "
-        f"{path} --layout torchvision --allow-pickle"
+        f"{shlex.quote(str(path))} --layout torchvision --allow-pickle"
     )
