@@ -17,6 +17,7 @@ from code_bases import (
     trunk,
     under,
 )
+from safetensors.torch import save_file
 
 from sslbench.checkpoint import CheckpointError, load_backbone
 
@@ -153,6 +154,17 @@ def test_a_haiku_average_of_another_name_is_not_the_online_branch(tmp_path):
 def test_detectron2_weights_must_say_both_colours_and_stride(said, words, tmp_path):
     with pytest.raises(CheckpointError, match=words):
         loaded(tmp_path, {"model": as_detectron2(ONE), **said})
+
+
+@pytest.mark.parametrize(("stride", "is_read"), [("false", True), ("true", False), ("x", False)])
+def test_the_header_of_safetensors_says_colours_and_stride(stride, is_read, tmp_path):
+    said = {"format": '"RGB"', "stride_in_1x1": stride}
+    save_file(as_detectron2(canonical(ONE)), tmp_path / "file.safetensors", said)
+    if is_read:
+        assert gives(load_backbone(tmp_path / "file.safetensors"), ONE)
+    else:
+        with pytest.raises(CheckpointError, match="of which nobody says"):
+            load_backbone(tmp_path / "file.safetensors")
 
 
 def test_detectron2_weights_whose_own_mean_is_bgr_are_refused(tmp_path):
