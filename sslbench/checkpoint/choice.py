@@ -49,7 +49,7 @@ def choose(contents: Contents, branch: str, path: Path) -> Choice:
     named = {name: prefixes for name, prefixes in chosen.items() if prefixes}
     if not named:
         raise CheckpointError(
-            f"{path}: the layout of {fitting[0]}, without a {branch} branch; its trunks stand "
+            f"{path}: the layout of {fitting[0]}, without its {branch} branch; its trunks stand "
             f"behind {_shown(contents)}. Choose the other branch, or one of these prefixes"
         )
     if len({prefixes[0].prefix for prefixes in named.values()}) > 1:

@@ -223,4 +223,4 @@ def test_inspect_describes_both_branches(tmp_path: Path):
     assert found["branches"]["target"]["prefix"] == "target.backbone."
     assert found["branches"]["online"]["depth"] == 50
     alone = inspect(saved(tmp_path, ONLINE | FC))
-    assert "without a target branch" in alone["branches"]["target"]
+    assert "without its target branch" in alone["branches"]["target"]

@@ -63,7 +63,7 @@ def test_the_trunk_comes_out_bit_for_bit(name: str, branch: str, tmp_path: Path)
 def test_a_file_with_one_branch_does_not_give_it_for_the_other(name: str, tmp_path: Path):
     (only,) = SAMPLES[name].branches
     other = "target" if only == "online" else "online"
-    with pytest.raises(CheckpointError, match=f"without a {other} branch"):
+    with pytest.raises(CheckpointError, match=f"without its {other} branch"):
         loaded(tmp_path, SAMPLES[name], other)
 
 
@@ -278,7 +278,7 @@ def test_inspect_says_what_a_file_is(tmp_path: Path):
     assert found["recorded"] == {"epoch": 9, "arch": "resnet50"}
     alone = inspect(written(tmp_path, ONLINE))
     assert alone["branches"]["online"]["digest"] == online["digest"]
-    assert "without a target branch" in alone["branches"]["target"]
+    assert "without its target branch" in alone["branches"]["target"]
 
 
 def test_the_documents_table_is_that_of_the_code():

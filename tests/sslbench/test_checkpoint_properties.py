@@ -330,6 +330,7 @@ def big_files() -> Iterator[tuple[str, bytes]]:
 BIG = dict(big_files())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BIG)
 def test_what_is_deep_wide_or_endless_is_refused_in_seconds(name, path: Path):
     path.write_bytes(BIG[name])

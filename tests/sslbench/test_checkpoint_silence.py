@@ -131,7 +131,7 @@ def test_deepminds_momentum_is_not_taken_for_the_target(tmp_path):
 
 
 def test_deepminds_target_alone_is_not_the_online_branch(tmp_path):
-    with pytest.raises(CheckpointError, match="without a online branch"):
+    with pytest.raises(CheckpointError, match="without its online branch"):
         loaded(tmp_path, haiku(target=OTHER), in_pickle=True)
 
 

@@ -70,7 +70,7 @@ def test_basic_blocks_cannot_go_into_a_c4_detector(tmp_path: Path):
 
 
 def test_a_missing_branch_stops_the_stage(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="without a target branch"):
+    with pytest.raises(CheckpointError, match="without its target branch"):
         convert(write_checkpoint(tmp_path), tmp_path / "out", branch="target")
 
 

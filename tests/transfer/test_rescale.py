@@ -364,7 +364,7 @@ def test_the_command_takes_an_anchor_and_its_branch(tmp_path: Path):
         (("--rescale", "0"), "rescale: Input should be greater than 0"),
         (("--anchor-branch", "target"), "Give --rescale-to FILE"),
         (("--rescale-to", "missing.pth"), "anchor: missing.pth does not exist"),
-        (("--rescale-to", "r18.pth", "--anchor-branch", "target"), "without a target branch"),
+        (("--rescale-to", "r18.pth", "--anchor-branch", "target"), "without its target branch"),
     ],
 )
 def test_wrong_orders_are_answered_in_one_paragraph(
