@@ -255,7 +255,18 @@ def by_container(online: State, target: State) -> dict[str, Sample]:
     plain_mm = model_state("mmpretrain swav_resnet50_8xb32-mcrop-coslr-200e_in1k-224px-96px",
                            online, target)  # fmt: skip
     averaged = plain_mm | under("backbone.", target)
+    old_solo = {
+        key.replace("backbone.", "encoder.", 1): value
+        for key, value in model_state("solo-learn mocov2plus", online, target).items()
+    }
+    ours = under("online.backbone.", online) | under("target.backbone.", target)
+    arch = {"depth": 50, "width": online["conv1.weight"].shape[0] / 64}
     return {
+        "this suite's own": Sample(
+            {"format": "sslbench.pretrain", "version": 1, "arch": arch, "model": ours}, "sslbench",
+            both,
+        ),
+        "solo-learn 1.0.2": Sample(lightning(old_solo), "solo-learn", both),
         "CAST": Sample(
             {"state_dict": moco, "optimizer": OPTIMIZER, "epoch": 9}, "MoCo v1/v2", both
         ),

@@ -49,6 +49,10 @@ def every_branch() -> list[tuple[str, str]]:
     return [(name, branch) for name, sample in SAMPLES.items() for branch in sample.branches]
 
 
+def test_every_format_has_a_file_here():
+    assert {sample.format for sample in SAMPLES.values()} == set(FORMATS)
+
+
 @pytest.mark.parametrize(("name", "branch"), every_branch())
 def test_the_trunk_comes_out_bit_for_bit(name: str, branch: str, tmp_path: Path):
     found = loaded(tmp_path, SAMPLES[name], branch)
