@@ -25,6 +25,7 @@ from sslbench.checkpoint.torch_pickles import is_row
 from sslbench.checkpoint.unpickling import ForeignPickleError
 
 OF_OBJECTS = b"'|O'"  # NumPy's name of the type in an array's header
+torch.serialization.add_safe_globals([argparse.Namespace])  # as a context only since torch 2.5
 PICKLE_MAGIC, LFS_MAGIC = b"\x80", b"version https://git-lfs"
 
 
@@ -63,7 +64,7 @@ def _read(path: Path, head: bytes) -> Any:
         raise pickle.UnpicklingError("of somebody else")
     try:
         (require_sound_archive if is_archive else require_sound_row)(path)
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of pickle protocols
             # an archive is mapped: only the trunk's pages are read, not the optimiser's
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
