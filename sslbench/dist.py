@@ -1,5 +1,6 @@
 """The processes of one run, started by torchrun or srun. On one process everything is a no-op."""
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -118,12 +119,20 @@ def process_group(device: str) -> Iterator[str]:
     except RuntimeError as error:
         if not any(sign in str(error).lower() for sign in PEER_IS_GONE):
             raise
+        atexit.register(_leave_at_once)
         raise PeerLostError(
             f"rank {here.rank} of {here.world_size}: another process of this run died "
             f"({str(error).splitlines()[0]}). Its own log says why; the same command continues"
         ) from error
     # Only after success: with peers still inside a collective, saying goodbye may wait for ever.
     torch_dist.destroy_process_group()
+
+
+def _leave_at_once() -> None:
+    """End without torch's destructors: of a group that lost a member one of them may abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _gpu_index(here: Membership) -> int:

@@ -90,13 +90,19 @@ class Slow(Maker):
             if dist.rank() == 1:
                 if sys.argv[3] == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(3)
+                if sys.argv[3] == "interrupted":  # it takes until the other has stopped
+                    end = time.monotonic() + 60
+                    while not stopped.exists() and time.monotonic() < end:
+                        time.sleep(0.05)
+                else:
+                    time.sleep(3)
             yield part
         if dist.rank() == 0 and sys.argv[3] == "interrupted":
             global asked
             asked = time.monotonic() + 1
             threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
+stopped = Path(sys.argv[2] + ".stopped")
 try:
     with dist.process_group("cpu"):
         _set_pg_timeout(datetime.timedelta(seconds=1))
@@ -104,6 +110,8 @@ try:
 except dist.PeerLostError as error:
     sys.exit(str(error))
 except KeyboardInterrupt:
+    stopped.parent.mkdir(parents=True, exist_ok=True)
+    stopped.touch()
     sys.exit(f"stopped after {time.monotonic() - asked:.1f} s")
 """
 
@@ -141,8 +149,8 @@ def test_a_rank_that_waits_notices_that_the_other_died(tmp_path):
 
 @pytest.mark.slow
 def test_a_rank_that_waits_obeys_a_signal_at_once(tmp_path):
-    """The other would keep it waiting for two seconds more."""
+    """The other would keep it waiting for a minute."""
     (code, said), _ = two_ranks(tmp_path / "m/two", "interrupted")
     told = re.search(r"stopped after ([\d.]+) s", said)
     assert code == 1 and told is not None, said
-    assert float(told[1]) < 1
+    assert float(told[1]) < 10

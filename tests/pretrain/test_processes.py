@@ -144,7 +144,7 @@ def test_a_rank_that_dies_ends_the_run_and_the_same_command_continues(
     ranks[dead].kill()
     alive = ranks[1 - dead]
     said, _ = alive.communicate(timeout=120)
-    assert alive.returncode == 1
+    assert alive.returncode == 1, said
     assert f"error: rank {1 - dead} of 2: another process of this run died" in said
     assert "Traceback" not in said
     assert status(out) == "resumable"
