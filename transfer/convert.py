@@ -7,6 +7,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sslbench.command import require_place
 from sslbench.config import FrozenConfig, build
+from sslbench.datasets import DataRoots
 from sslbench.files import disk_errors_named, file_sha256, read_json
-from sslbench.stage import StageContext, fingerprint, write_json
+from sslbench.lock import LockedError
+from sslbench.stage import StageContext, StageError, fingerprint, run_standalone, write_json
 
 if TYPE_CHECKING:
     from sslbench.checkpoint import Backbone
@@ -188,6 +191,27 @@ def as_asked(table: Mapping[str, Any], out: Path | None) -> tuple[ConvertConfig,
     if out and not is_file:
         require_place("--out", out, is_folder=True)
     return config, out, is_file
+
+
+def convert_to_folder(
+    stage: Convert, inputs: Mapping[str, Path], out: Path | None
+) -> tuple[Path, dict[str, str]]:
+    """Run the stage; of a conversion that fails, no folder is left that was not there before.
+
+    A folder that nothing came out of would be in the way of the mended file or option.
+
+    Returns:
+        Folder, and artifact -> path inside.
+    """
+    is_new = out is not None and not os.path.lexists(out)
+    try:
+        return run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
+    except (LockedError, StageError):
+        raise  # by now it is another process's
+    except ValueError:
+        if out is not None and is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -> Path:
