@@ -84,7 +84,7 @@ class Convert:
     version: ClassVar[int] = 1
     config_type: ClassVar[type[ConvertConfig]] = ConvertConfig
     config: ConvertConfig
-    allow_pickle: bool = False  # whether the file is opened; not hashed, for it changes no number
+    allow_pickle: bool = False  # whether files are opened; not hashed, for it changes no number
 
     @property
     def label(self) -> str:
@@ -126,7 +126,13 @@ class Convert:
 
         config, checkpoint = self.config, inputs["checkpoint"]
         original, recorded = read_trunk(checkpoint, config.branch, self.allow_pickle)
-        rescaling = choose(original, config.rescale, inputs.get("anchor"), config.anchor_branch)
+        rescaling = choose(
+            original,
+            config.rescale,
+            inputs.get("anchor"),
+            config.anchor_branch,
+            self.allow_pickle,
+        )
         _require_possible(original, config.layout, recorded, rescaling.metadata)
         backbone = rescaling.apply(original)
         arrays = {k: v.numpy() for k, v in to_layout(backbone.state, config.layout).items()}
