@@ -81,7 +81,7 @@ class Convert:
     """checkpoint -> weights under exact names, compared with the original trunk's maps."""
 
     kind: ClassVar[str] = "convert"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: of EMAHook's files the trained branch, not its average
     config_type: ClassVar[type[ConvertConfig]] = ConvertConfig
     config: ConvertConfig
     allow_pickle: bool = False  # whether files are opened; not hashed, for it changes no number
