@@ -30,6 +30,7 @@ Format = Literal["pkl", "pth", "safetensors"]
 FORMATS = get_args(Format)
 ENDINGS = ", .".join(FORMATS)
 OTHER_ENDINGS = ("pt", "ckpt", "bin", "npz", "tar", "pickle")  # meant as a file, not as a folder
+IDENTITY = ("fingerprint", "output")  # of a record: what was asked for, what came of it
 DEFAULT_FORMAT = {"c4": "pkl", "fpn": "pkl", "torchvision": "pth"}
 
 
@@ -234,11 +235,13 @@ def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -
         if not path.is_file():
             raise ConvertError(f"{name}: {path} does not exist or is no file")
     parity = weights.with_name(f"{weights.name}.parity.json")
+    require_place("the record of --out", parity)
     upstream = {name: f"sha256:{file_sha256(path)}" for name, path in inputs.items()}
     mark = fingerprint(stage, upstream, {})
     if weights.exists():
-        record = read_json(parity) if parity.exists() else {}
-        if record.get("fingerprint") != mark or record["output"] != _described(weights):
+        record = read_json(parity) if parity.exists() else None
+        said = [record.get(key) for key in IDENTITY] if isinstance(record, dict) else None
+        if said != [mark, _described(weights)]:
             raise ConvertError(
                 f"{weights} is there already and is not what this command writes; "
                 "choose another name, or delete it first"

@@ -100,7 +100,7 @@ def test_a_file_that_is_there_is_not_written_again(tmp_path: Path):
     assert converted(checkpoint, "fpn", out).stat() == before
 
 
-@pytest.mark.parametrize("change", ["layout", "content", "record"])
+@pytest.mark.parametrize("change", ["layout", "content", "record", "list"])
 def test_a_file_of_another_making_is_not_overwritten(change: str, tmp_path: Path):
     checkpoint, out = write_checkpoint(tmp_path), tmp_path / "w.pkl"
     converted(checkpoint, "fpn", out)
@@ -108,6 +108,8 @@ def test_a_file_of_another_making_is_not_overwritten(change: str, tmp_path: Path
         out.write_bytes(b"mine")
     if change == "record":
         out.with_name("w.pkl.parity.json").unlink()
+    if change == "list":
+        out.with_name("w.pkl.parity.json").write_text("[]")
     before = out.read_bytes()
     result = convert(checkpoint, "c4" if change == "layout" else "fpn", out)
     assert result.exit_code == 1
@@ -120,6 +122,13 @@ def test_a_record_whose_file_is_missing_is_made_good(tmp_path: Path):
     whole = converted(checkpoint, "fpn", out).read_bytes()
     out.unlink()  # as after a kill between the two
     assert converted(checkpoint, "fpn", out).read_bytes() == whole
+
+
+def test_a_folder_in_the_place_of_the_record_is_named_before_the_work(tmp_path: Path):
+    (tmp_path / "w.pkl.parity.json").mkdir()
+    result = convert(write_checkpoint(tmp_path), "fpn", tmp_path / "w.pkl")
+    assert result.exit_code == 1
+    assert "w.pkl.parity.json is a folder" in result.output.replace("\n", "")
 
 
 def test_weights_that_fail_the_check_are_not_left_behind(tmp_path: Path, monkeypatch):
