@@ -8,7 +8,6 @@
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from sslbench.command import require_place
 from sslbench.config import FrozenConfig, build
 from sslbench.datasets import DataRoots
 from sslbench.files import disk_errors_named, file_sha256, read_json
-from sslbench.lock import LockedError
+from sslbench.lock import LockedError, hold_lock
 from sslbench.stage import StageContext, StageError, fingerprint, run_standalone, write_json
 
 if TYPE_CHECKING:
@@ -106,13 +105,23 @@ class Convert:
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         made = {"weights": f"weights{self.config.suffix}", "parity": "parity.json"}
-        self.write(ctx.inputs, ctx.dir / made["weights"], ctx.dir / made["parity"])
+        weights = ctx.dir / made["weights"]
+        with _scratch_folder(weights) as scratch:
+            self.write(ctx.inputs, scratch, weights, ctx.dir / made["parity"])
         return made
 
-    def write(self, inputs: Mapping[str, Path], weights: Path, parity: Path, **extra: Any) -> None:
+    def write(
+        self,
+        inputs: Mapping[str, Path],
+        scratch: Path,
+        weights: Path,
+        parity: Path,
+        **extra: Any,
+    ) -> None:
         """Write the weights and the record of their parity; nothing where they fail the check.
 
         Args:
+            scratch: where the weights lie until they are checked; on the same disk.
             extra: more for the record.
 
         Raises:
@@ -138,17 +147,16 @@ class Convert:
         backbone = rescaling.apply(original)
         arrays = {k: v.numpy() for k, v in to_layout(backbone.state, config.layout).items()}
         said = {**recorded, "layout": config.layout, **rescaling.metadata}
-        with _scratch_folder(weights) as folder:
-            unchecked = folder / weights.name
-            write_weights(unchecked, arrays, said)
-            try:
-                found = check_parity(backbone, unchecked, config.layout)
-            except ParityError as error:
-                raise ParityError(str(error).replace(str(unchecked), str(weights))) from None
-            found |= describe(rescaling, original, backbone)
-            files = {"input": _described(checkpoint), "output": _described(unchecked)}
-            write_json(parity, {**found, "metadata": said, **files, **extra})
-            os.replace(unchecked, weights)  # last: what stands under this name has been checked
+        unchecked = scratch / weights.name
+        write_weights(unchecked, arrays, said)
+        try:
+            found = check_parity(backbone, unchecked, config.layout)
+        except ParityError as error:
+            raise ParityError(str(error).replace(str(unchecked), str(weights))) from None
+        found |= describe(rescaling, original, backbone)
+        files = {"input": _described(checkpoint), "output": _described(unchecked)}
+        write_json(parity, {**found, "metadata": said, **files, **extra})
+        os.replace(unchecked, weights)  # last: what stands under this name has been checked
 
 
 def _require_possible(
@@ -168,9 +176,21 @@ def _require_possible(
 
 @contextlib.contextmanager
 def _scratch_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder beside ``final``, for the name decides how Detectron2 reads a file."""
-    with tempfile.TemporaryDirectory(".tmp", f".{final.name}.", final.parent) as folder:
-        yield Path(folder)
+    """Yield a folder beside ``final``, for the name decides how Detectron2 reads a file.
+
+    Its own name is always the same: what a killed conversion left there goes with the next one, and
+    its lock keeps two conversions into one file apart.
+
+    Raises:
+        LockedError: another process writes ``final`` now.
+    """
+    folder = final.with_name(f".{final.name}.tmp")
+    folder.mkdir(exist_ok=True)
+    with hold_lock(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -238,19 +258,27 @@ def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -
     require_place("the record of --out", parity)
     upstream = {name: f"sha256:{file_sha256(path)}" for name, path in inputs.items()}
     mark = fingerprint(stage, upstream, {})
-    if weights.exists():
-        record = read_json(parity) if parity.exists() else None
-        said = [record.get(key) for key in IDENTITY] if isinstance(record, dict) else None
-        if said != [mark, _described(weights)]:
-            raise ConvertError(
-                f"{weights} is there already and is not what this command writes; "
-                "choose another name, or delete it first"
-            )
+    if _is_made(weights, parity, mark):
         return parity
     with disk_errors_named(weights):
         weights.parent.mkdir(parents=True, exist_ok=True)
-        stage.write(inputs, weights, parity, fingerprint=mark)
+        with _scratch_folder(weights) as scratch:
+            if not _is_made(weights, parity, mark):  # by another process, a moment ago
+                stage.write(inputs, scratch, weights, parity, fingerprint=mark)
     return parity
+
+
+def _is_made(weights: Path, parity: Path, mark: str) -> bool:
+    if not weights.exists():
+        return False
+    record = read_json(parity) if parity.exists() else None
+    said = [record.get(key) for key in IDENTITY] if isinstance(record, dict) else None
+    if said != [mark, _described(weights)]:
+        raise ConvertError(
+            f"{weights} is there already and is not what this command writes; "
+            "choose another name, or delete it first"
+        )
+    return True
 
 
 def metadata(backbone: "Backbone", layout: str) -> dict[str, Any]:
