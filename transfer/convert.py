@@ -100,8 +100,7 @@ class Convert:
         constant, is_anchored = self.config.rescale, self.config.anchor_branch is not None
         if constant is None and not is_anchored:
             return ()
-        how = "to an anchor's" if is_anchored else f"by {constant:g}"
-        return (f"weight norms rescaled {how} (NormRescale)",)
+        return (rescaling_note(constant),)
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         made = {"weights": f"weights{self.config.suffix}", "parity": "parity.json"}
@@ -157,6 +156,12 @@ class Convert:
         files = {"input": _described(checkpoint), "output": _described(unchecked)}
         write_json(parity, {**found, "metadata": said, **files, **extra})
         os.replace(unchecked, weights)  # last: what stands under this name has been checked
+
+
+def rescaling_note(constant: float | None) -> str:
+    """What must stand beside numbers of rescaled weights; of an anchor's norms without one."""
+    how = "to an anchor's" if constant is None else f"by {constant:g}"
+    return f"weight norms rescaled {how} (NormRescale)"
 
 
 def _require_possible(
