@@ -163,6 +163,18 @@ def _one_bias(arrays):
     arrays["backbone.bottom_up.res4.2.conv2.norm.bias"][0] += 0.5
 
 
+def test_a_difference_too_small_for_the_maps_is_noted(tmp_path: Path):
+    def change(arrays):
+        arrays["backbone.bottom_up.res5.2.conv2.weight"][0, 0, 0, 0] += 1e-6
+
+    found = verify_files(
+        written(make_backbone(tmp_path), "fpn", tmp_path, change), against=tmp_path / "r50.pth"
+    )
+    assert found.passed
+    (note,) = found.findings
+    assert "but 1 of 265 tensors differ (res5.2.conv2.weight by" in note.text
+
+
 def rescaled(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     backbone = make_backbone(folder)

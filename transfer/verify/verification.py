@@ -14,7 +14,7 @@ from transfer.rescale import Rescaling
 from transfer.task import has_detectron2
 from transfer.trunks import read_trunk
 from transfer.verify import in_detectron2
-from transfer.verify.causes import explain
+from transfer.verify.causes import differing, explain
 from transfer.verify.detector_file import DetectorFile, container_findings, read_detector_file
 from transfer.verify.findings import SEVERITIES, Finding, VerifyError, shown
 from transfer.verify.maps import Maps, Sides, equal, fixed_pictures, relative
@@ -211,6 +211,10 @@ class _Run:
         if not equal(levels):
             found = explain(sides, backbone, pictures, allow_pickle=self.allow_pickle)
             self.findings.append(found)
+        elif different := differing(sides, backbone):
+            # the maps hide what fixed pictures do not reach, such as a channel that is dead in them
+            text = f"the maps are the checkpoint's within {TOLERANCE:g}, but {different}"
+            self.findings.append(Finding("note", "weights", text))
         if self._detectron2_serves():
             cfg = in_detectron2.standard_config(self.file, self.matching.layout)
             self._in_detectron2("checkpoint", cfg, right, pictures)
