@@ -98,11 +98,11 @@ def convert(
 def _convert_one(
     inputs: dict[str, Path], stage: "Convert", out: Path | None, is_file: bool
 ) -> tuple[Path, Path]:
-    from transfer.convert import convert_to_file
+    from transfer.convert import convert_to_file, convert_to_folder
 
     if out is not None and is_file:
         return out, convert_to_file(stage, inputs, out)
-    folder, made = run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
+    folder, made = convert_to_folder(stage, inputs, out)
     return folder / made["weights"], folder / made["parity"]
 
 

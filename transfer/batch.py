@@ -6,15 +6,13 @@ other code bases write ``checkpoint_0100.pth.tar`` or ``epoch_100.pth`` side by 
 
 import filecmp
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sslbench.datasets import DataRoots
-from sslbench.stage import run_standalone, status
-from transfer.convert import Convert, ConvertError
+from sslbench.stage import status
+from transfer.convert import Convert, ConvertError, convert_to_folder
 
 KEPT = "checkpoints"  # where a pretraining run has them
 LAST = "last.pt"
@@ -64,13 +62,10 @@ def convert_each(
     """
     for checkpoint, name in zip(checkpoints, _names(checkpoints), strict=True):
         folder = out / name
-        is_new, is_done = not folder.exists(), status(folder) == "done"
+        is_done = status(folder) == "done"
         try:
-            inputs = {"checkpoint": checkpoint, **anchor}
-            run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=folder)
+            convert_to_folder(stage, {"checkpoint": checkpoint, **anchor}, folder)
         except ValueError as error:
-            if is_new:  # nothing is in it, and it would be in the way of the mended file
-                shutil.rmtree(folder, ignore_errors=True)
             yield Outcome(checkpoint, folder, "failed", str(error))
         else:
             yield Outcome(checkpoint, folder, "done before" if is_done else "converted")

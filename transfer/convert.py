@@ -7,7 +7,7 @@
 
 import contextlib
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,10 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from sslbench.command import require_place
 from sslbench.config import FrozenConfig, build
+from sslbench.datasets import DataRoots
 from sslbench.files import disk_errors_named, file_sha256, read_json
-from sslbench.stage import StageContext, fingerprint, write_json
+from sslbench.lock import LockedError, hold_lock
+from sslbench.stage import StageContext, StageError, fingerprint, run_standalone, write_json
 
 if TYPE_CHECKING:
     from sslbench.checkpoint import Backbone
@@ -27,6 +29,7 @@ Format = Literal["pkl", "pth", "safetensors"]
 FORMATS = get_args(Format)
 ENDINGS = ", .".join(FORMATS)
 OTHER_ENDINGS = ("pt", "ckpt", "bin", "npz", "tar", "pickle")  # meant as a file, not as a folder
+IDENTITY = ("fingerprint", "output")  # of a record: what was asked for, what came of it
 DEFAULT_FORMAT = {"c4": "pkl", "fpn": "pkl", "torchvision": "pth"}
 
 
@@ -78,10 +81,10 @@ class Convert:
     """checkpoint -> weights under exact names, compared with the original trunk's maps."""
 
     kind: ClassVar[str] = "convert"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: of EMAHook's files the trained branch, not its average
     config_type: ClassVar[type[ConvertConfig]] = ConvertConfig
     config: ConvertConfig
-    allow_pickle: bool = False  # whether the file is opened; not hashed, for it changes no number
+    allow_pickle: bool = False  # whether files are opened; not hashed, for it changes no number
 
     @property
     def label(self) -> str:
@@ -97,18 +100,27 @@ class Convert:
         constant, is_anchored = self.config.rescale, self.config.anchor_branch is not None
         if constant is None and not is_anchored:
             return ()
-        how = "to an anchor's" if is_anchored else f"by {constant:g}"
-        return (f"weight norms rescaled {how} (NormRescale)",)
+        return (rescaling_note(constant),)
 
     def run(self, ctx: StageContext) -> dict[str, str]:
         made = {"weights": f"weights{self.config.suffix}", "parity": "parity.json"}
-        self.write(ctx.inputs, ctx.dir / made["weights"], ctx.dir / made["parity"])
+        weights = ctx.dir / made["weights"]
+        with _scratch_folder(weights) as scratch:
+            self.write(ctx.inputs, scratch, weights, ctx.dir / made["parity"])
         return made
 
-    def write(self, inputs: Mapping[str, Path], weights: Path, parity: Path, **extra: Any) -> None:
+    def write(
+        self,
+        inputs: Mapping[str, Path],
+        scratch: Path,
+        weights: Path,
+        parity: Path,
+        **extra: Any,
+    ) -> None:
         """Write the weights and the record of their parity; nothing where they fail the check.
 
         Args:
+            scratch: where the weights lie until they are checked; on the same disk.
             extra: more for the record.
 
         Raises:
@@ -123,22 +135,33 @@ class Convert:
 
         config, checkpoint = self.config, inputs["checkpoint"]
         original, recorded = read_trunk(checkpoint, config.branch, self.allow_pickle)
-        rescaling = choose(original, config.rescale, inputs.get("anchor"), config.anchor_branch)
+        rescaling = choose(
+            original,
+            config.rescale,
+            inputs.get("anchor"),
+            config.anchor_branch,
+            self.allow_pickle,
+        )
         _require_possible(original, config.layout, recorded, rescaling.metadata)
         backbone = rescaling.apply(original)
         arrays = {k: v.numpy() for k, v in to_layout(backbone.state, config.layout).items()}
         said = {**recorded, "layout": config.layout, **rescaling.metadata}
-        with _scratch_folder(weights) as folder:
-            unchecked = folder / weights.name
-            write_weights(unchecked, arrays, said)
-            try:
-                found = check_parity(backbone, unchecked, config.layout)
-            except ParityError as error:
-                raise ParityError(str(error).replace(str(unchecked), str(weights))) from None
-            found |= describe(rescaling, original, backbone)
-            files = {"input": _described(checkpoint), "output": _described(unchecked)}
-            write_json(parity, {**found, "metadata": said, **files, **extra})
-            os.replace(unchecked, weights)  # last: what stands under this name has been checked
+        unchecked = scratch / weights.name
+        write_weights(unchecked, arrays, said)
+        try:
+            found = check_parity(backbone, unchecked, config.layout)
+        except ParityError as error:
+            raise ParityError(str(error).replace(str(unchecked), str(weights))) from None
+        found |= describe(rescaling, original, backbone)
+        files = {"input": _described(checkpoint), "output": _described(unchecked)}
+        write_json(parity, {**found, "metadata": said, **files, **extra})
+        os.replace(unchecked, weights)  # last: what stands under this name has been checked
+
+
+def rescaling_note(constant: float | None) -> str:
+    """What must stand beside numbers of rescaled weights; of an anchor's norms without one."""
+    how = "to an anchor's" if constant is None else f"by {constant:g}"
+    return f"weight norms rescaled {how} (NormRescale)"
 
 
 def _require_possible(
@@ -158,9 +181,21 @@ def _require_possible(
 
 @contextlib.contextmanager
 def _scratch_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder beside ``final``, for the name decides how Detectron2 reads a file."""
-    with tempfile.TemporaryDirectory(".tmp", f".{final.name}.", final.parent) as folder:
-        yield Path(folder)
+    """Yield a folder beside ``final``, for the name decides how Detectron2 reads a file.
+
+    Its own name is always the same: what a killed conversion left there goes with the next one, and
+    its lock keeps two conversions into one file apart.
+
+    Raises:
+        LockedError: another process writes ``final`` now.
+    """
+    folder = final.with_name(f".{final.name}.tmp")
+    folder.mkdir(exist_ok=True)
+    with hold_lock(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _described(path: Path) -> dict[str, Any]:
@@ -190,6 +225,27 @@ def as_asked(table: Mapping[str, Any], out: Path | None) -> tuple[ConvertConfig,
     return config, out, is_file
 
 
+def convert_to_folder(
+    stage: Convert, inputs: Mapping[str, Path], out: Path | None
+) -> tuple[Path, dict[str, str]]:
+    """Run the stage; of a conversion that fails, no folder is left that was not there before.
+
+    A folder that nothing came out of would be in the way of the mended file or option.
+
+    Returns:
+        Folder, and artifact -> path inside.
+    """
+    is_new = out is not None and not os.path.lexists(out)
+    try:
+        return run_standalone(stage, inputs=inputs, data=DataRoots(Path(".")), out=out)
+    except (LockedError, StageError):
+        raise  # by now it is another process's
+    except ValueError:
+        if out is not None and is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
 def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -> Path:
     """Write a file of the user's naming, with its record beside it; nothing if both are there.
 
@@ -204,20 +260,30 @@ def convert_to_file(stage: Convert, inputs: Mapping[str, Path], weights: Path) -
         if not path.is_file():
             raise ConvertError(f"{name}: {path} does not exist or is no file")
     parity = weights.with_name(f"{weights.name}.parity.json")
+    require_place("the record of --out", parity)
     upstream = {name: f"sha256:{file_sha256(path)}" for name, path in inputs.items()}
     mark = fingerprint(stage, upstream, {})
-    if weights.exists():
-        record = read_json(parity) if parity.exists() else {}
-        if record.get("fingerprint") != mark or record["output"] != _described(weights):
-            raise ConvertError(
-                f"{weights} is there already and is not what this command writes; "
-                "choose another name, or delete it first"
-            )
+    if _is_made(weights, parity, mark):
         return parity
     with disk_errors_named(weights):
         weights.parent.mkdir(parents=True, exist_ok=True)
-        stage.write(inputs, weights, parity, fingerprint=mark)
+        with _scratch_folder(weights) as scratch:
+            if not _is_made(weights, parity, mark):  # by another process, a moment ago
+                stage.write(inputs, scratch, weights, parity, fingerprint=mark)
     return parity
+
+
+def _is_made(weights: Path, parity: Path, mark: str) -> bool:
+    if not weights.exists():
+        return False
+    record = read_json(parity) if parity.exists() else None
+    said = [record.get(key) for key in IDENTITY] if isinstance(record, dict) else None
+    if said != [mark, _described(weights)]:
+        raise ConvertError(
+            f"{weights} is there already and is not what this command writes; "
+            "choose another name, or delete it first"
+        )
+    return True
 
 
 def metadata(backbone: "Backbone", layout: str) -> dict[str, Any]:

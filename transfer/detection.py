@@ -57,7 +57,7 @@ class Detection:
         task = self.config.resolved().on_trunk(weights.depth, weights.width)
         with RunLog(ctx.dir) as log:
             train, test = read_data(task, ctx.data)
-            notes = task.departures_from_protocol()
+            notes = (*task.departures_from_protocol(), *weights.notes)
             log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
             for note in notes:
                 log.info(note)

@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from sslbench import log
-from sslbench.checkpoint import Backbone, load_backbone
+from sslbench.checkpoint import Backbone
+from sslbench.files import file_sha256
 from transfer.detectron2_trunk import EPSILON
 from transfer.parity import canonical_maps, write_pictures
+from transfer.trunks import read_trunk
 
 # Relative RMS. Rightly used it stays below 0.4%; a trained network run in bfloat16 drifts by 0.5%;
 # norms of SGD divided by ten, which is the mistake to find, drift by 1% to 24%.
@@ -72,16 +74,25 @@ class Rescaling:
 
 
 def choose(
-    backbone: Backbone, constant: float | None, anchor_path: Path | None, anchor_branch: str | None
+    backbone: Backbone,
+    constant: float | None,
+    anchor_path: Path | None,
+    anchor_branch: str | None,
+    allow_pickle: bool = False,
 ) -> Rescaling:
     """Take the factors from a constant, from an anchor's file and branch, or from neither.
 
+    Args:
+        allow_pickle: as for ``read_trunk``, of the anchor.
+
     Raises:
         RescaleError: only one of file and branch is given, or they do not fit ``backbone``.
-        CheckpointError: the file has no such trunk.
+        CheckpointError, WeightsError: the file has no such trunk.
     """
     if anchor_path is not None and anchor_branch is not None:
-        return to_anchor(backbone, load_backbone(anchor_path, branch=anchor_branch))
+        anchor, _ = read_trunk(anchor_path, anchor_branch, allow_pickle)
+        # converted weights know their checkpoint's hash, but its norms may be other ones
+        return to_anchor(backbone, replace(anchor, sha256=file_sha256(anchor_path)))
     if anchor_path is not None or anchor_branch is not None:
         only = f"branch {anchor_branch!r}" if anchor_path is None else f"file {anchor_path}"
         raise RescaleError(

@@ -10,7 +10,7 @@ from sslbench.checkpoint import Backbone, load_backbone
 from sslbench.checkpoint.trunk import extract
 from transfer.convert import metadata
 from transfer.layouts import from_layout
-from transfer.weights import Arrays, WeightsError, is_weights, load_weights
+from transfer.weights import TREATMENT, Arrays, WeightsError, is_weights, load_weights
 
 FROM_METADATA = {
     "sha256": "sha256",
@@ -40,7 +40,7 @@ def read_trunk(path: Path, branch: str, allow_pickle: bool) -> tuple[Backbone, d
 
 
 def _backbone(arrays: Arrays, recorded: Mapping[str, Any], branch: str, path: Path) -> Backbone:
-    names = (*("depth", "width", "layout", "branch"), *FROM_METADATA.values())
+    names = (*("depth", "width", "layout", "branch"), *FROM_METADATA.values(), *TREATMENT)
     lacking = [name for name in names if name not in recorded]
     if lacking:
         raise WeightsError(f"{path} does not say its {lacking[0]}; convert the checkpoint again")

@@ -7,6 +7,7 @@ names the tensors stand under ``state_dict``. In a ``.safetensors`` file the ten
 themselves and everything else in the header, as JSON.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,21 @@ READERS: dict[str, Callable[[Path], Any]] = {
 }
 SIGNATURE = re.compile(rb"__author__.{1,8}sslbench", re.DOTALL)  # the same in all three
 WITHIN = 4096  # bytes from the beginning, or the end of a file of release 0.1
+
+
+def _three_numbers(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    return all(type(number) in (int, float) and math.isfinite(number) for number in value)
+
+
+# what a detector must do to a picture and where it strides, and which values it understands
+TREATMENT: dict[str, Callable[[Any], bool]] = {
+    "format": lambda value: value in ("RGB", "BGR"),
+    "pixel_mean": _three_numbers,
+    "pixel_std": lambda value: _three_numbers(value) and all(value),
+    "stride_in_1x1": lambda value: isinstance(value, bool),
+}
 
 
 def write_weights(path: Path, model: Arrays, metadata: Mapping[str, Any]) -> None:
@@ -81,7 +97,18 @@ def load_weights(path: Path | str) -> tuple[Arrays, dict[str, Any]]:
     layout = metadata.get("layout", "c4")
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise WeightsError(f"{path} says layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    _require_treatment(path, metadata)
     for name, value in model.items():
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             raise WeightsError(f"{path}: {name!r} is not a float32 array; convert again")
     return model, metadata
+
+
+def _require_treatment(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse what no detector can do to pixels."""
+    wrong = [n for n, fits in TREATMENT.items() if n in metadata and not fits(metadata[n])]
+    if wrong:
+        raise WeightsError(
+            f"{path} says {wrong[0]} {metadata[wrong[0]]!r}, which no detector can do; it was "
+            "changed after it was written. Convert the checkpoint again"
+        )

@@ -7,10 +7,12 @@ import pytest
 from checkpoints import write_checkpoint
 from typer.testing import CliRunner
 
+from sslbench.lock import hold_lock
 from sslbench.stage import status
+from transfer import convert as convert_module
 from transfer.__main__ import app
-from transfer.batch import checkpoints_in
-from transfer.convert import ConvertError
+from transfer.batch import checkpoints_in, convert_each
+from transfer.convert import Convert, ConvertConfig, ConvertError
 from transfer.weights import load_weights
 
 
@@ -116,6 +118,46 @@ def test_a_failure_takes_nothing_away_that_was_there(tmp_path: Path):
     (run / "checkpoints" / "epoch_0001.pt").write_text("cut")
     assert convert(run, out).exit_code == 1
     assert (out / "epoch_0001" / "mine.txt").exists()
+
+
+def test_a_folder_that_another_process_began_meanwhile_is_left_alone(tmp_path: Path, monkeypatch):
+    run, folder = make_run(tmp_path, "epoch_0001.pt"), tmp_path / "out" / "epoch_0001"
+    stage, begin = Convert(ConvertConfig(layout="fpn")), convert_module.run_standalone
+
+    def rival_first(*arguments, **named):
+        folder.mkdir(parents=True)
+        (folder / "weights.pkl").write_text("half of the rival's work")
+        with hold_lock(folder):
+            return begin(*arguments, **named)
+
+    monkeypatch.setattr(convert_module, "run_standalone", rival_first)
+    (done,) = convert_each(stage, checkpoints_in(run), {}, tmp_path / "out")
+    assert done.state == "failed"
+    assert "is being worked on" in done.reason
+    assert (folder / "weights.pkl").exists()
+
+
+def test_a_folder_that_another_conversion_filled_meanwhile_is_left_alone(
+    tmp_path: Path, monkeypatch
+):
+    run, folder = make_run(tmp_path, "epoch_0001.pt"), tmp_path / "out" / "epoch_0001"
+    begin = convert_module.run_standalone
+
+    def rival_first(stage, **named):
+        begin(Convert(ConvertConfig(layout="torchvision")), **named)
+        return begin(stage, **named)
+
+    monkeypatch.setattr(convert_module, "run_standalone", rival_first)
+    stage = Convert(ConvertConfig(layout="fpn"))
+    (done,) = convert_each(stage, checkpoints_in(run), {}, tmp_path / "out")
+    assert "was made by another convert" in done.reason
+    assert status(folder) == "done"
+
+
+def test_a_mended_option_may_name_the_same_folder(tmp_path: Path):
+    checkpoint, out = write_checkpoint(tmp_path), tmp_path / "out"
+    assert convert(checkpoint, out, "--branch", "nowhere.").exit_code == 1
+    assert convert(checkpoint, out).exit_code == 0
 
 
 def test_names_that_differ_only_in_their_ending_get_folders_of_their_own(tmp_path: Path):

@@ -1,7 +1,9 @@
 """python -m transfer convert: layouts, formats, files of the user's naming, and the way back."""
 
+import contextlib
 import json
 import pickle
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,10 @@ from typer.testing import CliRunner
 
 from sslbench.checkpoint import load_backbone
 from sslbench.config import ConfigError, departures
+from sslbench.lock import LOCK_FILE
+from transfer import convert as convert_module
 from transfer.__main__ import app
-from transfer.convert import Convert, ConvertConfig
+from transfer.convert import Convert, ConvertConfig, _scratch_folder
 from transfer.layouts import from_layout, to_layout
 from transfer.weights import load_weights, write_weights
 
@@ -100,7 +104,7 @@ def test_a_file_that_is_there_is_not_written_again(tmp_path: Path):
     assert converted(checkpoint, "fpn", out).stat() == before
 
 
-@pytest.mark.parametrize("change", ["layout", "content", "record"])
+@pytest.mark.parametrize("change", ["layout", "content", "record", "list"])
 def test_a_file_of_another_making_is_not_overwritten(change: str, tmp_path: Path):
     checkpoint, out = write_checkpoint(tmp_path), tmp_path / "w.pkl"
     converted(checkpoint, "fpn", out)
@@ -108,6 +112,8 @@ def test_a_file_of_another_making_is_not_overwritten(change: str, tmp_path: Path
         out.write_bytes(b"mine")
     if change == "record":
         out.with_name("w.pkl.parity.json").unlink()
+    if change == "list":
+        out.with_name("w.pkl.parity.json").write_text("[]")
     before = out.read_bytes()
     result = convert(checkpoint, "c4" if change == "layout" else "fpn", out)
     assert result.exit_code == 1
@@ -120,6 +126,49 @@ def test_a_record_whose_file_is_missing_is_made_good(tmp_path: Path):
     whole = converted(checkpoint, "fpn", out).read_bytes()
     out.unlink()  # as after a kill between the two
     assert converted(checkpoint, "fpn", out).read_bytes() == whole
+
+
+def test_what_a_killed_conversion_left_is_gone_after_the_next(tmp_path: Path):
+    checkpoint, out = write_checkpoint(tmp_path), tmp_path / "out" / "w.pkl"
+    left = out.with_name(".w.pkl.tmp")
+    left.mkdir(parents=True)
+    (left / "w.pkl").write_bytes(b"half")
+    dead = {"attempt": "a", "host": platform.node(), "pid": 2**22 + 1, "born": "0"}
+    (left / LOCK_FILE).write_text(json.dumps(dead))
+    converted(checkpoint, "fpn", out)
+    assert sorted(p.name for p in out.parent.iterdir()) == ["w.pkl", "w.pkl.parity.json"]
+
+
+def test_two_conversions_do_not_write_one_file_at_once(tmp_path: Path):
+    checkpoint, out = write_checkpoint(tmp_path), tmp_path / "w.pkl"
+    with _scratch_folder(out) as rivals:
+        (rivals / "w.pkl").write_bytes(b"half")
+        result = convert(checkpoint, "fpn", out)
+        assert (rivals / "w.pkl").exists()
+    assert result.exit_code == 1
+    assert "is being worked on by pid" in result.output.replace("\n", " ")
+    assert not out.exists()
+
+
+def test_what_a_rival_wrote_a_moment_ago_is_not_overwritten(tmp_path: Path, monkeypatch):
+    checkpoint, out = write_checkpoint(tmp_path), tmp_path / "w.pkl"
+
+    @contextlib.contextmanager
+    def after_a_rival(final: Path):
+        final.write_bytes(b"the rival's")
+        with _scratch_folder(final) as scratch:
+            yield scratch
+
+    monkeypatch.setattr(convert_module, "_scratch_folder", after_a_rival)
+    assert "is there already" in convert(checkpoint, "fpn", out).output
+    assert out.read_bytes() == b"the rival's"
+
+
+def test_a_folder_in_the_place_of_the_record_is_named_before_the_work(tmp_path: Path):
+    (tmp_path / "w.pkl.parity.json").mkdir()
+    result = convert(write_checkpoint(tmp_path), "fpn", tmp_path / "w.pkl")
+    assert result.exit_code == 1
+    assert "w.pkl.parity.json is a folder" in result.output.replace("\n", "")
 
 
 def test_weights_that_fail_the_check_are_not_left_behind(tmp_path: Path, monkeypatch):

@@ -18,7 +18,9 @@ from sslbench.log import RunLog
 from sslbench.results import read_results
 from sslbench.stage import status
 from transfer import detection
+from transfer.convert import Convert, ConvertConfig
 from transfer.detection import read_data, usable
+from transfer.weights import load_weights, write_weights
 
 ENGINES = ["torchvision", pytest.param("detectron2", marks=pytest.mark.d2)]
 METRICS = {"c4": {"AP", "AP50", "AP75"}, "fpn": {"box_AP", "box_AP50", "mask_AP", "mask_AP75"}}
@@ -52,6 +54,15 @@ def test_weights_of_another_trunk_are_trained_and_the_departure_is_noted(
     out = run_detection(task, scenes, weights, tmp_path / "out")
     (trunk,) = (n for n in read_results(out / "results.json")[0].footnotes if "in trunk" in n)
     assert "RES2_OUT_CHANNELS 64" in trunk
+
+
+def test_rescaled_weights_are_noted_wherever_they_come_from(scenes: DataRoots, tmp_path: Path):
+    task = twin_task("fpn", "torchvision", ["set.SOLVER.MAX_ITER=1"])
+    arrays, said = load_weights(write_random_weights(tmp_path / "w.pkl", "fpn"))
+    write_weights(tmp_path / "r.pkl", arrays, said | {"rescale": {"constant": 0.1, "factors": {}}})
+    out = run_detection(task, scenes, tmp_path / "r.pkl", tmp_path / "out")
+    stage = Convert(ConvertConfig(layout="fpn", rescale=0.1))
+    assert set(stage.footnotes()) <= set(read_results(out / "results.json")[0].footnotes)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from sslbench.checkpoint import Backbone, load_backbone
 from sslbench.config import departures
 from sslbench.datasets import DataRoots
+from sslbench.files import file_sha256
 from sslbench.resnet import LAYERS
 from sslbench.stage import run_standalone, status
 from transfer import parity, rescale
@@ -355,6 +357,26 @@ def test_the_command_takes_an_anchor_and_its_branch(tmp_path: Path):
     assert result.exit_code == 0, result.output
     assert "weight norms times 2 to 2;" in result.output
     assert load_weights(out / "weights.pkl")[1]["rescale"]["anchor_branch"] == "momentum."
+
+
+def test_converted_weights_are_an_anchor_too(tmp_path: Path):
+    checkpoint, anchor = write_checkpoint(tmp_path, depth=18), tmp_path / "anchor.pkl"
+    order = ("convert", checkpoint, "--layout", "fpn", "--out")
+    assert invoke(*order, anchor, "--rescale", "0.5").exit_code == 0
+    result = invoke(*order, tmp_path / "out.pkl", "--rescale-to", anchor)
+    assert result.exit_code == 0, result.output
+    assert "weight norms times 0.5 to 0.5;" in result.output
+    said = load_weights(tmp_path / "out.pkl")[1]["rescale"]
+    assert said["anchor_sha256"] == file_sha256(anchor)
+
+
+def test_leave_to_open_pickles_counts_for_the_anchor(tmp_path: Path):
+    checkpoint, anchor = write_checkpoint(tmp_path, depth=18), tmp_path / "anchor.pkl"
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    anchor.write_bytes(pickle.dumps({"state_dict": {k: v.numpy() for k, v in state.items()}}))
+    order = ("convert", checkpoint, "--layout", "fpn", "--rescale-to", anchor, "--out")
+    assert "was not opened" in invoke(*order, tmp_path / "a.pkl").output
+    assert invoke(*order, tmp_path / "a.pkl", "--allow-pickle").exit_code == 0
 
 
 @pytest.mark.parametrize(

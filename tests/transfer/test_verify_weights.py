@@ -22,6 +22,7 @@ from transfer.verify import verify as verify_files
 from transfer.verify.detector_file import read_detector_file
 from transfer.verify.findings import VerifyError
 from transfer.verify.matching import match
+from transfer.weights import WeightsError, load_weights, write_weights
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,20 @@ def _one_bias(arrays):
     arrays["backbone.bottom_up.res4.2.conv2.norm.bias"][0] += 0.5
 
 
+def test_a_difference_too_small_for_the_maps_is_noted(tmp_path: Path):
+    def change(arrays):
+        arrays["backbone.bottom_up.res5.2.conv2.weight"][0, 0, 0, 0] += 1e-6
+
+    found = verify_files(
+        written(make_backbone(tmp_path), "fpn", tmp_path, change), against=tmp_path / "r50.pth"
+    )
+    assert found.passed
+    (note,) = found.findings
+    assert "but 1 of 265 tensors differ (res5.2.conv2.weight by" in note.text
+
+
 def rescaled(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     backbone = make_backbone(folder)
     convolutions = [n.removesuffix(".weight") for n, v in backbone.state.items() if v.ndim == 4]
     factors = {name: 0.1 + 0.01 * i for i, name in enumerate(convolutions)}
@@ -179,7 +193,17 @@ def test_rescaled_weights_are_compared_with_the_equally_rescaled_checkpoint(tmp_
 
 def test_factors_that_do_not_belong_to_the_checkpoint_are_refused(tmp_path: Path):
     path = written(make_backbone(tmp_path), "fpn", tmp_path, rescale={"factors": {"conv1": 2.0}})
-    with pytest.raises(VerifyError, match="not by a factor for each"):
+    with pytest.raises(VerifyError, match="not by a positive factor for each"):
+        verify_files(path, against=tmp_path / "r50.pth")
+
+
+@pytest.mark.parametrize("factor", ["0.1", None, -1.0, True])
+def test_factors_that_are_no_positive_numbers_are_refused(factor: object, tmp_path: Path):
+    backbone = make_backbone(tmp_path)
+    convolutions = [n.removesuffix(".weight") for n, v in backbone.state.items() if v.ndim == 4]
+    said = {"factors": dict.fromkeys(convolutions, factor)}
+    path = written(backbone, "fpn", tmp_path, rescale=said)
+    with pytest.raises(VerifyError, match="not by a positive factor for each"):
         verify_files(path, against=tmp_path / "r50.pth")
 
 
@@ -204,6 +228,44 @@ def test_a_missing_flag_means_that_nothing_is_loaded(checkpoint, query, tmp_path
     assert "would load 0 of the trunk's 265" in error
     assert "lacks 'matching_heuristics': True" in error
     assert max(found.comparisons[0].levels.values()) <= 1e-5  # the tensors themselves are right
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pth"])
+def test_our_own_file_that_was_changed_is_not_taken_for_anothers(ending: str, tmp_path: Path):
+    backbone = make_backbone(tmp_path)
+    arrays, said = load_weights(written(backbone, "fpn", tmp_path))
+    path = tmp_path / f"changed.{ending}"
+    write_weights(path, arrays, said | {"pixel_mean": [103.53, 116.28]})
+    with pytest.raises(WeightsError, match="changed after it was written"):
+        verify_files(path, against=tmp_path / "r50.pth")
+
+
+def test_a_file_that_says_half_of_what_it_needs_is_refused(tmp_path: Path):
+    arrays, said = load_weights(written(make_backbone(tmp_path), "fpn", tmp_path))
+    path = tmp_path / "half.pkl"
+    write_weights(path, arrays, {k: v for k, v in said.items() if k != "pixel_mean"})
+    with pytest.raises(VerifyError, match="does not say its pixel_mean"):
+        verify_files(path, against=tmp_path / "r50.pth")
+
+
+def test_converted_weights_may_stand_for_the_checkpoint(tmp_path: Path):
+    path = written(make_backbone(tmp_path), "fpn", tmp_path)
+    assert verify_files(path, against=path).passed
+
+
+def test_rescaled_weights_are_no_original(tmp_path: Path):
+    plain = written(make_backbone(tmp_path), "fpn", tmp_path)
+    other = rescaled(tmp_path / "rescaled")
+    with pytest.raises(VerifyError, match=r"pass r50\.pth, which it was made from"):
+        verify_files(plain, against=other)
+
+
+def test_a_flag_among_the_tensors_is_none(checkpoint, query, tmp_path: Path):
+    tensors = {name: torch.as_tensor(value) for name, value in bare(query).items()}
+    path = tmp_path / "flat.pth"
+    torch.save({**tensors, "matching_heuristics": True}, path)
+    found = verify(path, checkpoint)
+    assert "would load 0 of the trunk's 265 tensors" in errors(found)[0]
 
 
 def test_the_flag_may_stand_behind_the_path_of_a_torch_file(checkpoint, query, tmp_path: Path):

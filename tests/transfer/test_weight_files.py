@@ -212,12 +212,34 @@ def test_another_branch_cannot_be_had_from_weights(tmp_path: Path):
         read_trunk(path, "target", allow_pickle=False)
 
 
-@pytest.mark.parametrize("name", ["layout", "branch", "sha256", "prefix", "checkpoint_format"])
+@pytest.mark.parametrize(
+    "name",
+    ["layout", "branch", "sha256", "prefix", "checkpoint_format", "pixel_mean", "stride_in_1x1"],
+)
 def test_weights_that_do_not_know_their_source_are_named(name: str, tmp_path: Path):
     arrays, said = load_weights(written(tmp_path, "fpn", "pkl"))
     write_weights(tmp_path / "w.pkl", arrays, {k: v for k, v in said.items() if k != name})
     with pytest.raises(WeightsError, match=f"does not say its {name}"):
         read_trunk(tmp_path / "w.pkl", "online", allow_pickle=False)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"format": "XYZ"},
+        {"pixel_mean": [1.0, 2.0]},
+        {"pixel_mean": "abc"},
+        {"pixel_std": [0.0, 1.0, 1.0]},
+        {"pixel_std": [float("nan"), 1.0, 1.0]},
+        {"stride_in_1x1": "False"},
+    ],
+)
+def test_what_no_detector_can_do_to_pixels_is_refused(said, tmp_path: Path):
+    path = written(tmp_path, "fpn", "pkl")
+    arrays, before = load_weights(path)
+    write_weights(path, arrays, before | said)
+    with pytest.raises(WeightsError, match=f"says {next(iter(said))} .* no detector can do"):
+        load_weights(path)
 
 
 @pytest.mark.parametrize("ending", ["pkl", "pth", "safetensors"])

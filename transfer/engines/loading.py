@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from transfer.convert import rescaling_note
 from transfer.engines.recipe import Recipe
 from transfer.weights import Arrays, WeightsError, load_weights
 
@@ -22,13 +23,17 @@ class Weights:
     depth: int
     width: float
     path: Path
+    notes: tuple[str, ...] = ()  # what must stand beside every number, wherever the file came from
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what ``python -m transfer convert`` wrote."""
         arrays, metadata = load_weights(path)
+        rescale = metadata.get("rescale")
+        notes = (rescaling_note(rescale.get("constant")),) if rescale else ()
         try:
-            return cls(arrays, metadata["layout"], metadata["depth"], metadata["width"], path)
+            layout, depth, width = (metadata[name] for name in ("layout", "depth", "width"))
+            return cls(arrays, layout, depth, width, path, notes)
         except KeyError as error:
             raise WeightsError(
                 f"{path} does not say its {error.args[0]}; convert the checkpoint again"

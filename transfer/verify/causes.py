@@ -60,7 +60,8 @@ def explain(
         if equal(undone.levels(pictures)):
             text = f"{head}: " + "; and ".join(c.text for c in causes)
             return Finding("error", "weights", text, _joined(causes), levels)
-    text = f"{head}, and no usual mistake explains it; {_differing(sides, backbone)}"
+    text = f"{head}, and no usual mistake explains it; "
+    text += differing(sides, backbone) or "no tensor differs"
     return Finding("error", "weights", text, "Convert the checkpoint again", levels)
 
 
@@ -172,7 +173,8 @@ def _how_initial(trunk: Mapping[str, Tensor]) -> str:
     )
 
 
-def _differing(sides: Sides, backbone: Backbone) -> str:
+def differing(sides: Sides, backbone: Backbone) -> str:
+    """Say how many tensors are not the checkpoint's bit for bit, and by how much; empty if none."""
     expected = original_trunk(backbone)
     gaps = {
         name: (sides.trunk[name] - value).abs().max().item()
@@ -180,5 +182,7 @@ def _differing(sides: Sides, backbone: Backbone) -> str:
         if name in sides.trunk and sides.trunk[name].shape == value.shape
     }
     different = {name: gap for name, gap in gaps.items() if gap != 0}  # NaN is
+    if not different:
+        return ""
     shown = ", ".join(f"{name} by {gap:.2g}" for name, gap in list(different.items())[:3])
-    return f"{len(different)} of {len(expected)} tensors differ ({shown or 'none'})"
+    return f"{len(different)} of {len(expected)} tensors differ ({shown})"

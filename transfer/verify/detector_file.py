@@ -17,7 +17,7 @@ from sslbench.checkpoint import CheckpointError
 from sslbench.checkpoint.reading import read_tensors
 from sslbench.resnet import BLOCKS, PIXEL_MEAN, PIXEL_STD, STEM_CHANNELS
 from transfer.verify.findings import Finding, VerifyError
-from transfer.weights import WeightsError, load_weights
+from transfer.weights import TREATMENT, is_weights, load_weights
 
 FIRST_CONVOLUTION = re.compile(r"(?:^|\.)res([2-5])\.(\d+)\.conv([123])\.weight$")
 STEM = re.compile(r"(?:^|\.)stem\.conv1\.weight$")
@@ -55,12 +55,12 @@ def read_detector_file(path: Path, *, allow_pickle: bool) -> DetectorFile:
 
     Raises:
         VerifyError: it holds no ResNet under Detectron2's names.
+        WeightsError: we wrote it, and it was damaged or changed since.
         CheckpointError: it cannot be read.
     """
-    try:
-        arrays, metadata = load_weights(path)
-    except WeightsError:
+    if not is_weights(path):
         return _foreign(path, allow_pickle)
+    arrays, metadata = load_weights(path)
     tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
     return _described(path, tensors, {"__author__": "sslbench"}, metadata)
 
@@ -75,9 +75,10 @@ def _foreign(path: Path, allow_pickle: bool) -> DetectorFile:
     inner = top.get("model")
     model = inner if isinstance(inner, Mapping) else top
     tensors = {n: _float(v) for n, v in model.items() if isinstance(v, Tensor)}
-    if path.suffix == ".pkl" and not isinstance(inner, Mapping):
-        # what Detectron2's checkpointer makes of such a pickle
-        top = {"__author__": "Caffe2", "matching_heuristics": True}
+    if not isinstance(inner, Mapping):
+        # what Detectron2's checkpointer makes of it: a flag among the tensors is none
+        is_pkl = path.suffix == ".pkl"
+        top = {"__author__": "Caffe2", "matching_heuristics": True} if is_pkl else {}
     return _described(path, tensors, top, {})
 
 
@@ -117,14 +118,17 @@ def _described(
         author=str(top.get("__author__", "")),
         depth=depth,
         width=width,
-        needs=_needs(metadata),
+        needs=_needs(path, metadata),
         metadata=metadata,
     )
 
 
-def _needs(metadata: Mapping[str, Any]) -> Treatment:
-    if "pixel_mean" not in metadata:
+def _needs(path: Path, metadata: Mapping[str, Any]) -> Treatment:
+    missing = [name for name in TREATMENT if name not in metadata]
+    if len(missing) == len(TREATMENT):
         return Treatment()
+    if missing:
+        raise VerifyError(f"{path} does not say its {missing[0]}; convert the checkpoint again")
     return Treatment(
         channel_order=metadata["format"],
         mean=tuple(metadata["pixel_mean"]),

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sslbench.checkpoint import Backbone, load_backbone
+from sslbench.checkpoint import Backbone
 from transfer.detectron2_names import depths
 from transfer.detectron2_parity import can_build
 from transfer.parity import TOLERANCE, canonical_maps
 from transfer.rescale import Rescaling
 from transfer.task import has_detectron2
+from transfer.trunks import read_trunk
 from transfer.verify import in_detectron2
-from transfer.verify.causes import explain
+from transfer.verify.causes import differing, explain
 from transfer.verify.detector_file import DetectorFile, container_findings, read_detector_file
 from transfer.verify.findings import SEVERITIES, Finding, VerifyError, shown
 from transfer.verify.maps import Maps, Sides, equal, fixed_pictures, relative
@@ -111,7 +112,7 @@ def verify(
 
     Raises:
         VerifyError: weights or YAML cannot be checked.
-        CheckpointError: a file cannot be read, or the checkpoint lacks the branch.
+        CheckpointError, WeightsError: a file cannot be read, or lacks the branch.
     """
     if against is None and config is None:
         raise VerifyError(
@@ -123,8 +124,18 @@ def verify(
     asked = str(weights).endswith(HEURISTICS)
     asked = asked or (chain is not None and chain[WEIGHTS].endswith(HEURISTICS))
     file = replace(file, heuristics=file.heuristics or (asked and path.suffix != ".pkl"))
-    backbone = load_backbone(against, branch, allow_pickle) if against is not None else None
+    backbone = _original(against, branch, allow_pickle) if against is not None else None
     return _Run(file, backbone, chain, allow_pickle).done()
+
+
+def _original(path: Path, branch: str, allow_pickle: bool) -> Backbone:
+    backbone, recorded = read_trunk(path, branch, allow_pickle)
+    if "rescale" in recorded:  # its maps are the checkpoint's, its norms are not
+        raise VerifyError(
+            f"{path}: its weight norms were rescaled, so that it is no original; pass "
+            f"{recorded.get('source', 'the checkpoint')}, which it was made from"
+        )
+    return backbone
 
 
 class _Run:
@@ -200,6 +211,10 @@ class _Run:
         if not equal(levels):
             found = explain(sides, backbone, pictures, allow_pickle=self.allow_pickle)
             self.findings.append(found)
+        elif different := differing(sides, backbone):
+            # the maps hide what fixed pictures do not reach, such as a channel that is dead in them
+            text = f"the maps are the checkpoint's within {TOLERANCE:g}, but {different}"
+            self.findings.append(Finding("note", "weights", text))
         if self._detectron2_serves():
             cfg = in_detectron2.standard_config(self.file, self.matching.layout)
             self._in_detectron2("checkpoint", cfg, right, pictures)
@@ -211,10 +226,15 @@ class _Run:
             return backbone
         factors = said.get("factors") if isinstance(said, Mapping) else None
         convolutions = {n.removesuffix(".weight") for n, v in backbone.state.items() if v.ndim == 4}
-        if not isinstance(factors, Mapping) or factors.keys() != convolutions:
+        if (
+            not isinstance(factors, Mapping)
+            or factors.keys() != convolutions
+            or not all(type(factor) in (int, float) and factor > 0 for factor in factors.values())
+        ):
             raise VerifyError(
-                f"{self.file.path}: says that its weight norms were rescaled, but not by a factor "
-                "for each of the checkpoint's convolutions; convert the checkpoint again"
+                f"{self.file.path}: says that its weight norms were rescaled, but not by a "
+                "positive factor for each of the checkpoint's convolutions; convert the checkpoint "
+                "again"
             )
         text = "the weight norms were rescaled; compared is the equally rescaled checkpoint"
         self.findings.append(Finding("note", "weights", text))
