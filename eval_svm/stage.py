@@ -30,7 +30,7 @@ class VOC07SVM:
     """checkpoint -> mAP over the classes, in both definitions of average precision."""
 
     kind: ClassVar[str] = "svm"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     config_type: ClassVar[type[SVMConfig]] = SVMConfig
     config: SVMConfig
 
