@@ -103,6 +103,7 @@ class Slow(Maker):
             threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
 
 stopped = Path(sys.argv[2] + ".stopped")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 try:
     with dist.process_group("cpu"):
         _set_pg_timeout(datetime.timedelta(seconds=1))
