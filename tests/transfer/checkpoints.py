@@ -5,9 +5,18 @@ import io
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sslbench.checkpoint import Backbone, load_backbone
 from sslbench.resnet import ResNet
+
+# What a file may say of pixels, and Detectron2 would swallow without a word.
+WRONG_PIXELS = (
+    {"format": "BGR"},
+    {"pixel_mean": [103.530, 116.280, 123.675]},
+    {"pixel_std": [1.0, 1.0, 1.0]},
+    {"pixel_std": [57.375, 57.120, 58.395]},
+)
 
 
 def write_checkpoint(folder: Path, depth: int = 50, width: float = 0.125) -> Path:
@@ -19,7 +28,14 @@ def write_checkpoint(folder: Path, depth: int = 50, width: float = 0.125) -> Pat
 
 @functools.lru_cache(maxsize=4)
 def _checkpoint(depth: int, width: float) -> bytes:
-    torch.manual_seed(3)
+    file = io.BytesIO()
+    torch.save({"state_dict": trained_state(3, depth, width)}, file)
+    return file.getvalue()
+
+
+def trained_state(seed: int, depth: int = 50, width: float = 0.125) -> dict[str, Tensor]:
+    """A trunk with statistics and norms of its own, and with counters."""
+    torch.manual_seed(seed)
     network = ResNet(depth, width)
     for name, value in network.named_parameters():
         if "bn" in name or "downsample.1" in name:
@@ -27,9 +43,7 @@ def _checkpoint(depth: int, width: float) -> bytes:
     network.train()
     for _ in range(3):
         network(torch.randn(4, 3, 96, 96))
-    file = io.BytesIO()
-    torch.save({"state_dict": network.state_dict()}, file)
-    return file.getvalue()
+    return dict(network.state_dict())
 
 
 def make_backbone(folder: Path, depth: int = 50, width: float = 0.125) -> Backbone:

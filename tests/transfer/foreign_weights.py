@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkpoints import trained_state
 from torch import Tensor
-
-from sslbench.resnet import ResNet
 
 RULES = (
     (r"^(conv1|bn1|fc)", r"stem.\1"),
@@ -29,19 +28,6 @@ def bare(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
             name = re.sub(pattern, replacement, name)
         found[name] = value.numpy()
     return found
-
-
-def trained_state(seed: int, width: float = 0.125) -> dict[str, Tensor]:
-    """A ResNet-50 with statistics and norms of its own, and with counters."""
-    torch.manual_seed(seed)
-    network = ResNet(50, width)
-    for name, value in network.named_parameters():
-        if "bn" in name or "downsample.1" in name:
-            value.data += 0.2 * torch.randn_like(value)
-    network.train()
-    for _ in range(2):
-        network(torch.randn(2, 3, 64, 64))
-    return {name: value.clone() for name, value in network.state_dict().items()}
 
 
 def moco_checkpoint(folder: Path) -> Path:

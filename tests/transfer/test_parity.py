@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import make_backbone
+from checkpoints import WRONG_PIXELS, make_backbone
 
 from transfer import parity
 from transfer.convert import metadata
@@ -50,13 +50,7 @@ def swap_statistics(arrays):
 
 @pytest.mark.parametrize(
     ("change", "extra"),
-    [
-        (swap_statistics, {}),
-        (None, {"format": "BGR"}),
-        (None, {"pixel_mean": [103.530, 116.280, 123.675]}),
-        (None, {"pixel_std": [1.0, 1.0, 1.0]}),
-        (None, {"pixel_std": [57.375, 57.120, 58.395]}),
-    ],
+    [(swap_statistics, {}), *((None, wrong) for wrong in WRONG_PIXELS)],
 )
 def test_silent_mistakes_are_stopped(change, extra, tmp_path: Path, only_ours):
     backbone = make_backbone(tmp_path)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from checkpoints import make_backbone
+from checkpoints import WRONG_PIXELS, make_backbone
 
 from sslbench.resnet import ResNet
 from transfer import parity, torchvision_parity
@@ -50,12 +50,7 @@ def swap_statistics(arrays):
 
 @pytest.mark.parametrize(
     ("change", "extra"),
-    [
-        (swap_statistics, {}),
-        (None, {"format": "BGR"}),
-        (None, {"pixel_mean": [103.530, 116.280, 123.675]}),
-        (None, {"pixel_std": [1.0, 1.0, 1.0]}),
-    ],
+    [(swap_statistics, {}), *((None, wrong) for wrong in WRONG_PIXELS)],
 )
 def test_silent_mistakes_are_stopped(change, extra, tmp_path: Path):
     backbone = make_backbone(tmp_path)
