@@ -4,11 +4,12 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binom
 
 from sslbench.files import write_json
 
@@ -18,13 +19,16 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def interleaved(
     variants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Run every variant once untimed, then ``repeats`` times in turn; return seconds per run."""
+    """Run every variant once untimed, then ``repeats`` times in turn; return seconds per run.
+
+    Every other turn goes backwards, so that none always follows the same one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
-        for name, run in variants.items():
+        for name in list(variants)[:: 1 if turn % 2 else -1]:
             synchronise(device)
             began = time.perf_counter()
-            run()
+            variants[name]()
             synchronise(device)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
@@ -70,6 +74,18 @@ def _text(value: Any) -> str:
 def spread(values: list[float]) -> dict[str, float]:
     """Median, minimum and maximum."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def median_with_interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
+    """Median and its confidence interval, from order statistics: no distribution is assumed."""
+    ordered = sorted(values)
+    # how many of n values lie below the median of all is binomial
+    low, high = binom.interval(level, len(ordered), 0.5)
+    return {
+        "median": statistics.median(ordered),
+        "low": ordered[max(int(low) - 1, 0)],
+        "high": ordered[min(int(high), len(ordered) - 1)],
+    }
 
 
 def keep(name: str, content: Mapping[str, Any]) -> Path:
