@@ -50,9 +50,13 @@ def build_engine(task: TaskConfig, data: DataRoots, folder: Path) -> Engine:
     return engine
 
 
-def run_detection(task: TaskConfig, data: DataRoots, weights: Path, out: Path) -> Path:
+def run_detection(
+    task: TaskConfig, data: DataRoots, weights: Path, out: Path, num_workers: int = 0
+) -> Path:
     """Run the stage in ``out``."""
-    stage_dir, _ = run_standalone(Detection(task), inputs={"weights": weights}, data=data, out=out)
+    stage_dir, _ = run_standalone(
+        Detection(task), inputs={"weights": weights}, data=data, out=out, num_workers=num_workers
+    )
     return stage_dir
 
 
