@@ -25,7 +25,7 @@ import typer
 from benchmarks.measure import hardware, interleaved, keep, print_table, spread
 from benchmarks.step_work import BARE, PLANS, Bench, Run, Setting
 from benchmarks.stopwatch import Stopwatch
-from pretrain.meter import peak_memory
+from sslbench.meter import peak_memory
 
 GOALS = {"plain": 1.06, "with clustering": 1.20}
 MEMORY_GOAL = 1.15

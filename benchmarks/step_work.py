@@ -19,8 +19,8 @@ from pretrain.methods.cyborgs import RECIPES, build
 from pretrain.optimizers import build_optimizer
 from pretrain.photometry import Draws
 from pretrain.plan import EpochPlan
-from pretrain.precision import at_least_fp32, autocast
 from pretrain.train import sum_of
+from sslbench.precision import at_least_fp32, autocast
 from sslbench.rng import numpy_generator
 
 PLAIN = EpochPlan(refresh_masks=False, contrast=True, clustering_weight=0.0, clusters=(2, 256))

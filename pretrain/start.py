@@ -9,13 +9,13 @@ import torch
 
 from pretrain.config import PretrainConfig
 from pretrain.estimate import estimate
-from pretrain.memory import out_of_memory_explained
-from pretrain.meter import forget_peak_memory
+from pretrain.memory import shared_batch
 from pretrain.schedule import plan_epoch
 from sslbench import dist
 from sslbench.checkpoint import load_backbone
 from sslbench.config import ConfigError
 from sslbench.log import RunLog
+from sslbench.meter import forget_peak_memory
 from sslbench.resnet import ResNet
 
 
@@ -74,7 +74,7 @@ def say_plan(
         source = stored or masks.source
         log.info(f"warm-up {warmup} epochs; masks from {source} before epochs {_listed(refreshed)}")
     if is_new:
-        with out_of_memory_explained(cfg):
+        with shared_batch(cfg).out_of_memory_explained():
             throwaway = copy.deepcopy(method)
             needed = estimate(throwaway, cfg, steps_per_epoch, device)
         log.info(str(needed))

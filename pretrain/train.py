@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pretrain import checkpoint
-from pretrain.batchnorm import synchronised
 from pretrain.checkpoint import DivergedError, NotFiniteError
 from pretrain.config import (
     FIXED_SOURCES,
@@ -27,12 +26,10 @@ from pretrain.masks.refresh import Bootstrap, refresh, weights_id
 from pretrain.masks.sources import make_fixed_masks, require_source
 from pretrain.masks.store import MaskStore
 from pretrain.masks.stored import link, open_whole
-from pretrain.memory import out_of_memory_explained, require_equal_parts
-from pretrain.meter import Meter
+from pretrain.memory import shared_batch
 from pretrain.methods import METHODS
 from pretrain.methods.base import StepOutput
 from pretrain.optimizers import build_optimizer, set_lr
-from pretrain.precision import resolved
 from pretrain.probe import OnlineProbe, is_recorded
 from pretrain.schedule import (
     EpochPlan,
@@ -43,10 +40,13 @@ from pretrain.schedule import (
 )
 from pretrain.start import say_plan, starting_trunk
 from sslbench import dist
+from sslbench.batchnorm import synchronised
 from sslbench.catalog import lookup
 from sslbench.datasets import DataRoots, ImageList, images_id
 from sslbench.interrupt import StopRequest
 from sslbench.log import Progress, RunLog
+from sslbench.meter import Meter
+from sslbench.precision import resolved
 from sslbench.resnet import resolve_layer
 
 CALIBRATION_BATCHES = 100
@@ -88,7 +88,7 @@ class Run:
     ) -> None:
         self.cfg, self.images, self.place, self.log = cfg, images, place, log
         self.probe = probe
-        require_equal_parts(cfg)
+        shared_batch(cfg).require_equal_parts()
         masks = cfg.method.mask_config
         if masks is not None:
             require_source(masks.source)
@@ -184,7 +184,7 @@ class Run:
     def update(self, batch: Batch, plan: EpochPlan, epoch: int) -> dict[str, float]:
         """Take one optimizer step; return loss terms and monitors, averaged over the processes."""
         parts = batch.parts(self.cfg.accumulate)
-        with out_of_memory_explained(self.cfg):
+        with shared_batch(self.cfg).out_of_memory_explained():
             self.optimizer.zero_grad(set_to_none=True)
             try:
                 prepared = self.method.prepare(parts, plan)

@@ -272,16 +272,16 @@ def any_true(flag: bool) -> bool:
         return flag
     import torch
 
-    device = "cuda" if _on_gpu() else "cpu"
-    count = torch.tensor(float(flag), device=device)
+    count = torch.tensor(float(flag), device=message_device())
     _sum_in_place([count])
     return bool(count > 0)
 
 
-def _on_gpu() -> bool:
+def message_device() -> str:
+    """Where a tensor must lie that is sent to the other processes."""
     import torch.distributed as torch_dist
 
-    return torch_dist.get_backend() == "nccl"
+    return "cuda" if torch_dist.get_backend() == "nccl" else "cpu"
 
 
 def require_equal(what: str, value: int) -> None:
@@ -290,7 +290,7 @@ def require_equal(what: str, value: int) -> None:
         return
     import torch
 
-    mine = torch.tensor([value], device="cuda" if _on_gpu() else "cpu")
+    mine = torch.tensor([value], device=message_device())
     everyone = all_gather(mine).tolist()
     if len(set(everyone)) > 1:
         raise ValueError(

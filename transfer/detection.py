@@ -5,7 +5,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from sslbench.catalog import lookup
 from sslbench.datasets import DataError, DataRoots, Dataset, Record, content_id, read
@@ -14,6 +15,7 @@ from transfer.engines import ENGINES
 from transfer.task import TaskConfig
 
 if TYPE_CHECKING:
+    from sslbench.interrupt import StopRequest
     from sslbench.log import RunLog
     from transfer.engines.base import Engine
     from transfer.engines.loading import Weights
@@ -27,10 +29,11 @@ class Detection:
     """weights -> results, predictions, checkpoint.
 
     Each step leaves a file that a restart finds: checkpoints/last.pt while training, final.pt after
-    the batch-norm statistics, predictions.json after inference.
+    the batch-norm statistics, predictions.parts during inference and predictions.json after it.
     """
 
     kind: ClassVar[str] = "transfer"
+    parallel: ClassVar[bool] = True  # runs in as many processes as torchrun or srun starts
     version: ClassVar[int] = 2  # 2: mask targets are cut as Detectron2 cuts them
     config_type: ClassVar[type[TaskConfig]] = TaskConfig
     config: TaskConfig
@@ -49,22 +52,35 @@ class Detection:
         return replace(self, config=self.config.resolved())
 
     def run(self, ctx: StageContext) -> dict[str, str]:
-        """See ``Stage``."""
+        """See ``Stage``; a signal ends it as soon as what is done is saved."""
+        from sslbench import dist
+        from sslbench.interrupt import StopRequest
         from sslbench.log import RunLog
         from transfer.engines.loading import Weights
 
-        weights = Weights.read(ctx.inputs["weights"])
-        task = self.config.resolved().on_trunk(weights.depth, weights.width)
-        with RunLog(ctx.dir) as log:
-            train, test = read_data(task, ctx.data)
-            notes = (*task.departures_from_protocol(), *weights.notes)
-            log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
-            for note in notes:
-                log.info(note)
+        stop = StopRequest()
+        with RunLog(ctx.dir) as log, stop.listening():
+            with stop.now():
+                weights = Weights.read(ctx.inputs["weights"])
+                task = self.config.resolved().on_trunk(weights.depth, weights.width)
+                train, test = read_data(task, ctx.data)
+                notes = (
+                    *task.departures_from_protocol(),
+                    *task.notes_on_settings(),
+                    *weights.notes,
+                )
+                log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
+                for note in notes:
+                    log.info(note)
+            dist.barrier()  # nobody predicts before everybody has looked
             if not (ctx.dir / PREDICTIONS).exists():
-                engine = self._detector(ctx, task, weights, train, log)
-                self._predict(ctx, engine, test, log)
-            self._evaluate(ctx, task, test, notes, log)
+                engine = self._detector(ctx, task, weights, (train, test), log, stop)
+                with stop.now():
+                    self._predict(ctx, engine, test, log)
+            with stop.now(), dist.patient_barrier() as wait:
+                if dist.is_main():
+                    self._evaluate(ctx, task, test, notes, log)
+                wait()
         return {
             "results": "results.json",
             "predictions": PREDICTIONS,
@@ -77,44 +93,46 @@ class Detection:
         ctx: StageContext,
         task: TaskConfig,
         weights: "Weights",
-        train: Dataset,
+        data: tuple[Dataset, Dataset],
         log: "RunLog",
+        stop: "StopRequest",
     ) -> "Engine":
         """The fine-tuned detector: from its final checkpoint, or trained up to it."""
-        from transfer.trainer import load_checkpoint, save_checkpoint
+        from sslbench import dist
+        from transfer.checkpoint import load_checkpoint, save_checkpoint
+        from transfer.prediction import parts_of
 
         build = lookup(ENGINES, task.engine, "engine")
-        engine: Engine = build(task, train.classes, weights, ctx.device)
         final = ctx.dir / FINAL
-        if final.exists():
-            engine.model.load_state_dict(load_checkpoint(final, task)["model"])
-            return engine
-        log.info(f"{len(engine.fresh)} tensors start fresh, all others come from {weights.path}")
-        trainer = _trainer(ctx, task, engine, train, log)
-        trainer.resume()
-        trainer.train()
+        with stop.now():
+            engine: Engine = build(task, data[0].classes, weights, ctx.device)
+            is_trained = final.exists()
+            dist.barrier()  # nobody writes it before everybody has looked
+            if is_trained:
+                engine.model.load_state_dict(load_checkpoint(final, task)["model"])
+                return engine
+            log.info(
+                f"{len(engine.fresh)} tensors start fresh, all others come from {weights.path}"
+            )
+            trainer = _trainer(ctx, task, engine, data[0], log, stop)
+        _train(ctx, trainer, data[1])
         recipe = task.values()
-        if recipe["TEST.PRECISE_BN.ENABLED"]:
-            trainer.calibrate_norms(recipe["TEST.PRECISE_BN.NUM_ITER"])
-        state = {"model": engine.model.state_dict(), "iteration": trainer.iteration}
-        save_checkpoint(final, task, state)
+        with stop.now():
+            if recipe["TEST.PRECISE_BN.ENABLED"]:
+                trainer.calibrate_norms(recipe["TEST.PRECISE_BN.NUM_ITER"])
+            if dist.is_main():
+                parts_of(ctx.dir / PREDICTIONS).discard()  # of weights that are gone
+                state = {"model": engine.model.state_dict(), "iteration": trainer.iteration}
+                save_checkpoint(final, task, state)
+            dist.barrier()
         return engine
 
     def _predict(self, ctx: StageContext, engine: "Engine", test: Dataset, log: "RunLog") -> None:
-        from transfer.evaluators.predictions import rows_of, write_predictions
-        from transfer.loader import TestSamples, loader
+        from sslbench import dist
+        from transfer.prediction import predict
 
-        engine.model.eval()
-        rows: list[dict[str, Any]] = []
-        samples = TestSamples(test.records, engine.mapper)
-        singles = [[index] for index in range(len(samples))]
-        with log.progress(len(samples), "predict") as bar:
-            batches = loader(samples, singles, ctx.num_workers)
-            for record, batch in zip(test.records, batches, strict=True):
-                (detections,) = engine.predict(batch)
-                rows += rows_of(record, detections, test)
-                bar.advance(1)
-        write_predictions(ctx.dir / PREDICTIONS, rows)
+        with dist.patient_barrier() as wait:
+            predict(engine, test, ctx.dir / PREDICTIONS, log, wait, ctx.num_workers)
 
     def _evaluate(
         self,
@@ -148,8 +166,32 @@ class Detection:
         log.info(f"{task.task} on {len(rows)} detections: {shown}")
 
 
+def _train(ctx: StageContext, trainer: "Trainer", test: Dataset) -> None:
+    """Train to the last iteration, with evaluations in between where they are asked for."""
+    from transfer.evaluators import evaluate
+    from transfer.evaluators.predictions import read_predictions
+    from transfer.watch import Watch
+
+    task = trainer.task
+
+    def score(path: Path) -> dict[str, float | None]:
+        rows = read_predictions(path, test)
+        metrics, _ = evaluate(task.metric, test, rows, with_masks=task.kind == "mask_rcnn")
+        return metrics
+
+    trainer.resume()
+    watch = Watch(trainer, test, ctx.dir, score, ctx.num_workers)
+    watch.rewind()
+    trainer.train(watch, task.evaluate_every)
+
+
 def _trainer(
-    ctx: StageContext, task: TaskConfig, engine: "Engine", train: Dataset, log: "RunLog"
+    ctx: StageContext,
+    task: TaskConfig,
+    engine: "Engine",
+    train: Dataset,
+    log: "RunLog",
+    stop: "StopRequest",
 ) -> "Trainer":
     from transfer.loader import TrainingBatches
     from transfer.trainer import Trainer
@@ -164,7 +206,7 @@ def _trainer(
         grouped=recipe["DATALOADER.ASPECT_RATIO_GROUPING"],
         num_workers=ctx.num_workers,
     )
-    return Trainer(engine, batches, task, ctx.dir / "checkpoints", log)
+    return Trainer(engine, batches, task, ctx.dir / "checkpoints", log, stop)
 
 
 def read_data(task: TaskConfig, roots: DataRoots) -> tuple[Dataset, Dataset]:

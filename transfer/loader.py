@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from sslbench import dist
 from sslbench.datasets import Record
+from sslbench.loading import start_loading
 from sslbench.rng import numpy_generator, torch_generator
 from transfer.engines.base import Draw, Mapper
 
@@ -38,7 +40,7 @@ def batch_stream(groups: Sequence[int], batch_size: int, seed: int) -> Iterator[
 
 
 class TrainingBatches:
-    """Batches of training samples by iteration number.
+    """Batches of training samples by iteration number; of several processes, each reads its share.
 
     Args:
         grouped: whether landscape and portrait images are kept apart.
@@ -59,13 +61,18 @@ class TrainingBatches:
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def __call__(self, start: int, stop: int) -> Iterator[list[Any]]:
-        """Samples of iterations ``start`` to ``stop`` (not included)."""
+        """Samples of iterations ``start`` to ``stop`` (not included), those of this process."""
         indices = islice(batch_stream(self.groups, self.batch_size, self.seed), start, stop)
         keys = (
-            [(iteration, slot, index) for slot, index in enumerate(batch)]
+            _share([(iteration, slot, index) for slot, index in enumerate(batch)])
             for iteration, batch in enumerate(indices, start)
         )
-        return iter(loader(self.samples, keys, self.num_workers))
+        return loader(self.samples, keys, self.num_workers)
+
+
+def _share(keys: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    size = len(keys) // dist.world_size()
+    return keys[dist.rank() * size : (dist.rank() + 1) * size]
 
 
 class _TrainingSamples(Dataset[Any]):
@@ -97,11 +104,11 @@ def loader(
     batches: Iterable[list[Any]],
     num_workers: int,
     collate: Callable[[list[Any]], Any] = list,
-) -> DataLoader[Any]:
+) -> Iterator[Any]:
     """Read the given batches of keys in order, in this process or in ``num_workers`` others."""
     # the loader draws a seed for its workers from this generator, not from the global one
     generator = torch_generator(0, "loader")
-    return DataLoader(
+    return start_loading(
         dataset,
         batch_sampler=batches,
         num_workers=num_workers,

@@ -1,7 +1,8 @@
 """Exact batch-norm statistics of fixed weights (PreciseBN, "Rethinking Batch in BatchNorm" Sec. 3).
 
 Running averages lag behind the weights; here the statistics of all given batches are pooled, each
-batch counting by its number of values.
+batch counting by its number of values. Of several processes all must call it, with a share of every
+batch each; their norms give the statistics of the whole batch.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sslbench import dist
 
 
 class _Pool:
@@ -57,9 +60,11 @@ def precise_bn(
         for iteration, batch in batches:
             counts.clear()
             forward(iteration, batch)
-            for norm in counts:
-                mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-                pools[norm].add(mean.clone(), variance.clone(), counts[norm])
+            totals = _over_processes([counts.get(norm, 0) for norm in norms])
+            for norm, total in zip(norms, totals, strict=True):
+                if total:
+                    mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+                    pools[norm].add(mean.clone(), variance.clone(), total)
     finally:
         for hook in hooks:
             hook.remove()
@@ -70,3 +75,10 @@ def precise_bn(
             norm.get_buffer("running_mean").copy_(pool.mean)
             norm.get_buffer("running_var").copy_(pool.square - pool.mean.square())
     return len(norms)
+
+
+def _over_processes(counts: list[int]) -> list[int]:
+    if dist.world_size() == 1 or not counts:
+        return counts
+    mine = torch.tensor([counts], device=dist.message_device())
+    return [int(total) for total in dist.all_gather(mine).sum(dim=0).tolist()]

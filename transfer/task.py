@@ -23,6 +23,7 @@ from transfer.engines.recipe import (
     recipe_path,
     trunk_values,
 )
+from transfer.scaling import BATCH, scaled, settings_notes
 
 TASKS_DIR = CONFIGS_DIR / "transfer"
 
@@ -47,7 +48,14 @@ class TaskConfig(FrozenConfig):
     seed: int = Field(default=0, ge=0)
     set: Annotated[dict[str, Any], NotHashed] = Field(default_factory=dict)  # laid over the recipe
     recipe_values: dict[str, Any] = Field(default_factory=dict)  # the merged recipe, by resolved()
+    # Published numbers are fp32; bf16 and fp16 hold for training alone and are noted.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = Field(default=1, ge=1)  # equal parts of a batch, one after the other
+    # Fit the recipe's rate and schedule where set.SOLVER.IMS_PER_BATCH differs from its own.
+    scale_lr_with_batch: bool = False
+    scaled_from: dict[str, Any] = Field(default_factory=dict)  # the recipe's own, by resolved()
     checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
+    evaluate_every: Annotated[int, NotHashed] = Field(default=0, ge=0)  # iterations; 0: at the end
     num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
 
     @model_validator(mode="after")
@@ -61,8 +69,9 @@ class TaskConfig(FrozenConfig):
     def resolved(self) -> Self:
         """Pin engine and recipe contents: neither a resume nor an edited file changes them."""
         engine = pick_engine() if self.engine == "auto" else self.engine
-        values = self.recipe_values or overlay(read_recipe(recipe_path(self.recipe)), self.set)
-        resolved = self.model_copy(update={"engine": engine, "recipe_values": values})
+        values, old = self._merged()
+        update = {"engine": engine, "recipe_values": values, "scaled_from": old}
+        resolved = self.model_copy(update=update)
         resolved.values()  # contradictions surface while planning
         return resolved
 
@@ -72,8 +81,7 @@ class TaskConfig(FrozenConfig):
         Raises:
             ConfigError: recipe and task contradict each other.
         """
-        table = self.recipe_values or overlay(read_recipe(recipe_path(self.recipe)), self.set)
-        recipe = Recipe(table, name=f"recipe {self.recipe}")
+        recipe = Recipe(self._merged()[0], name=f"recipe {self.recipe}")
         has_fpn = recipe["MODEL.BACKBONE.NAME"] == "build_resnet_fpn_backbone"
         if has_fpn != (self.layout == "fpn"):
             backbone = recipe["MODEL.BACKBONE.NAME"]
@@ -87,7 +95,25 @@ class TaskConfig(FrozenConfig):
                 f"{recipe['MODEL.MASK_ON']} of {recipe.name}"
             )
         _check_numbers(recipe)
+        if recipe[BATCH] % self.accumulate:
+            raise ConfigError(
+                f"task {self.task}: {BATCH} {recipe[BATCH]} cannot be cut into "
+                f"accumulate={self.accumulate} equal parts; take a divisor of it"
+            )
         return recipe
+
+    def _merged(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The recipe with the task's changes, and its own values of what was scaled."""
+        if self.recipe_values:
+            return self.recipe_values, self.scaled_from
+        written = read_recipe(recipe_path(self.recipe))
+        if self.scale_lr_with_batch:
+            return scaled(written, self.set, f"recipe {self.recipe}")
+        return overlay(written, self.set), {}
+
+    def notes_on_settings(self) -> tuple[str, ...]:
+        """Footnotes of a result: scaling, accumulation and precision, where they were asked for."""
+        return settings_notes(self.values(), self.scaled_from, self.accumulate, self.precision)
 
     def on_trunk(self, depth: int, width: float) -> Self:
         """The resolved task with the trunk that the weights hold: any depth and width serve.

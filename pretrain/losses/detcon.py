@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain.precision import at_least_fp32
 from sslbench import dist
+from sslbench.precision import at_least_fp32
 
 NUM_IDS = 256
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pretrain.config import KMeansConfig
 from pretrain.masks.assign import Metric, nearest
 from pretrain.masks.kmeans_faiss import faiss_centers
-from pretrain.precision import at_least_fp32
+from sslbench.precision import at_least_fp32
 
 Start = Literal["random", "kmeans++"]
 Backend = Literal["torch", "faiss"]

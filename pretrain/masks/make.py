@@ -26,12 +26,12 @@ from pretrain.masks.sources import SLOW, make_fixed_masks, require_source
 from pretrain.masks.sources import manifest_of as fixed_manifest
 from pretrain.masks.store import REMAKE, MaskError, MaskStore, broken_link
 from pretrain.masks.verify import problems
-from pretrain.precision import resolved
 from sslbench import dist, log
 from sslbench.config import ConfigError, apply_overrides, build
 from sslbench.datasets import DataRoots, ImageList, images, images_id, is_data_spec
 from sslbench.device import prepare_device
 from sslbench.lock import hold_lock
+from sslbench.precision import resolved
 
 OUTSIDE = 0  # the epoch of masks that no pretraining makes
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pretrain.batchnorm import statistics_kept
 from pretrain.checkpoint import NotFiniteError
 from pretrain.compiled import Maps, trunk_maps
 from pretrain.config import FUSED, CyborgsConfig, Precision, PretrainConfig
@@ -32,9 +31,10 @@ from pretrain.pooling import (
     sample_different_ids,
     sample_ids,
 )
-from pretrain.precision import at_least_fp32, autocast
 from pretrain.schedule import target_rate_at
 from sslbench import dist
+from sslbench.batchnorm import statistics_kept
+from sslbench.precision import at_least_fp32, autocast
 from sslbench.resnet import ResNet, resolve_layer
 from sslbench.rng import seeded
 

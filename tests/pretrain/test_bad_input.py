@@ -18,7 +18,7 @@ from pretrain.estimate import synthetic_batch
 from pretrain.masks.kmeans import KMeans
 from pretrain.masks.kmeans_faiss import BackendError
 from pretrain.masks.refresh import Bootstrap, refresh
-from pretrain.memory import OutOfMemoryError, out_of_memory_explained, require_equal_parts
+from pretrain.memory import shared_batch
 from pretrain.methods.cyborgs import RECIPES, Cyborgs, build
 from pretrain.optimizers import build_optimizer
 from pretrain.plan import EpochPlan
@@ -28,6 +28,7 @@ from sslbench.config import ConfigError
 from sslbench.config import build as config_build
 from sslbench.datasets import DataRoots, images
 from sslbench.log import RunLog, read_metrics
+from sslbench.memory import OutOfMemoryError
 from sslbench.resnet import ResNet
 from sslbench.stage import StageError, run_standalone
 from tests.pretrain.conftest import write_images
@@ -216,7 +217,7 @@ def test_a_run_whose_images_changed_is_refused(tiny, image_dir, tmp_path):
 def test_a_batch_that_the_processes_cannot_share_is_refused_at_the_start(tiny, monkeypatch):
     monkeypatch.setattr(train_module.dist, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match="batch_size 4 cannot be shared equally by 3 processes"):
-        require_equal_parts(tiny)
+        shared_batch(tiny).require_equal_parts()
 
 
 @pytest.mark.parametrize("where", ["estimate", "prepare", "forward"])
@@ -248,7 +249,7 @@ def test_the_advice_for_a_small_gpu_is_a_setting_that_works(batch_size, accumula
     changes = {"batch_size": batch_size, "accumulate": accumulate}
     with (
         pytest.raises(OutOfMemoryError, match=advice),
-        out_of_memory_explained(tiny.model_copy(update=changes)),
+        shared_batch(tiny.model_copy(update=changes)).out_of_memory_explained(),
     ):
         raise torch.cuda.OutOfMemoryError("full")
 
@@ -257,7 +258,7 @@ def test_two_images_that_do_not_fit_cannot_be_split(tiny):
     cfg = tiny.model_copy(update={"batch_size": 2})
     with (
         pytest.raises(OutOfMemoryError, match=r"2 images at a time .* smaller crop_size or arch"),
-        out_of_memory_explained(cfg),
+        shared_batch(cfg).out_of_memory_explained(),
     ):
         raise torch.cuda.OutOfMemoryError("full")
 

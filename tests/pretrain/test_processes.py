@@ -183,61 +183,6 @@ def test_a_signal_to_one_rank_saves_before_any_rank_leaves(config, image_dir, tm
     assert state["step"] == saved == len(losses(out))
 
 
-ROWS = """
-import sys, torch
-from pretrain.batchnorm import synchronised
-from sslbench import dist
-with dist.process_group("cpu"):
-    rank, out = dist.rank(), sys.argv[1]
-    torch.manual_seed(0)
-    norms = torch.nn.ModuleList([torch.nn.BatchNorm1d(5), torch.nn.BatchNorm2d(5)]).double()
-    rows, maps = torch.randn(6, 5).double(), torch.randn(6, 5, 3, 2).double()
-    weights = torch.randn(6, 5).double(), torch.randn(6, 5, 3, 2).double()
-    mine = slice(3 * rank, 3 * rank + 3) if dist.world_size() > 1 else slice(0, 6)
-    synchronised(norms, torch.device("cpu"))
-    inputs = [rows[mine].requires_grad_(), maps[mine].requires_grad_()]
-    outputs = [norm(x) for norm, x in zip(norms, inputs)]
-    sum((y.tanh() * w[mine]).sum() for y, w in zip(outputs, weights)).backward()
-    found = {"rows": [x.grad for x in inputs], "out": [y.detach() for y in outputs]}
-    grads = [p.grad for p in norms.parameters()]
-    dist.average_gradients(grads)
-    found |= {"grads": [g * dist.world_size() for g in grads], "state": norms.state_dict()}
-    narrow = synchronised(torch.nn.ModuleList([torch.nn.BatchNorm2d(5)]), torch.device("cpu"))
-    narrow[0](maps[mine].bfloat16()).sum().backward()
-    found |= {"narrow": str(narrow[0](maps[mine].bfloat16()).dtype)}
-    torch.save(found, f"{out}.{rank}")
-"""
-
-
-@pytest.mark.slow
-def test_batchnorm_over_processes_equals_the_big_batchs(tmp_path):
-    """Outputs, gradients of inputs and parameters, and running statistics, in float64."""
-    script = tmp_path / "rows.py"
-    script.write_text(ROWS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, str(script)]
-    subprocess.run([*words, str(tmp_path / "one")], env=environment, check=True, timeout=120)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [*words, str(tmp_path / "two")],
-            env={**environment, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in (0, 1)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    one, *two = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
-    for key in ("rows", "out"):
-        for whole, *halves in zip(one[key], two[0][key], two[1][key], strict=True):
-            assert torch.allclose(torch.cat(halves), whole, rtol=1e-10, atol=1e-12), key
-    for half in two:
-        for mine, whole in zip(half["grads"], one["grads"], strict=True):
-            assert torch.allclose(mine, whole, rtol=1e-10)
-        for name, whole in one["state"].items():
-            assert torch.allclose(half["state"][name], whole, rtol=1e-10), name
-        assert half["narrow"] == "torch.bfloat16"
-
-
 def start_ranks(*words: object) -> list[subprocess.Popen]:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     return [start(1, *words, RANK=str(r), LOCAL_RANK=str(r), **address) for r in (0, 1)]

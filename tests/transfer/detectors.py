@@ -7,6 +7,7 @@ import torch
 
 from sslbench.catalog import lookup
 from sslbench.datasets import DataRoots
+from sslbench.log import read_metrics
 from sslbench.resnet import ResNet
 from sslbench.stage import run_standalone
 from transfer.detection import Detection, read_data
@@ -49,7 +50,21 @@ def build_engine(task: TaskConfig, data: DataRoots, folder: Path) -> Engine:
     return engine
 
 
-def run_detection(task: TaskConfig, data: DataRoots, weights: Path, out: Path) -> Path:
+def run_detection(
+    task: TaskConfig, data: DataRoots, weights: Path, out: Path, num_workers: int = 0
+) -> Path:
     """Run the stage in ``out``."""
-    stage_dir, _ = run_standalone(Detection(task), inputs={"weights": weights}, data=data, out=out)
+    stage_dir, _ = run_standalone(
+        Detection(task), inputs={"weights": weights}, data=data, out=out, num_workers=num_workers
+    )
     return stage_dir
+
+
+MEASURED = ("images_per_second", "seconds_waiting_for_data", "share_waiting_for_data")
+
+
+def rows_of_losses(folder: Path) -> list[dict]:
+    """Rows of metrics.jsonl without what depends on the machine's mood."""
+    left_out = (*MEASURED, "peak_memory_gib")
+    rows = read_metrics(folder / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]

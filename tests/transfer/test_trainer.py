@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectors import build_engine, twin_task
+from detectors import build_engine, rows_of_losses, twin_task
 from torch import nn
 
 from sslbench.datasets import DataRoots
-from sslbench.log import RunLog, read_metrics
+from sslbench.log import RunLog
+from transfer.checkpoint import TrainingError, load_checkpoint
 from transfer.detection import read_data
 from transfer.loader import TrainingBatches, batch_stream
 from transfer.precise_bn import precise_bn
+from transfer.schedule import Schedule, parameter_groups
 from transfer.task import TaskConfig
-from transfer.trainer import Schedule, Trainer, TrainingError, load_checkpoint, parameter_groups
+from transfer.trainer import Trainer
 
 
 def test_the_learning_rate_warms_up_and_steps_down():
@@ -153,13 +155,13 @@ def test_a_killed_run_continues_bit_for_bit(
 
     for name, value in whole.engine.model.state_dict().items():
         assert torch.equal(value, again.engine.model.state_dict()[name]), name
-    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "killed")]
+    rows = [rows_of_losses(tmp_path / name) for name in ("whole", "killed")]
     assert rows[0] == rows[1] and rows[0][-1]["step"] == 4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(scenes: DataRoots, tmp_path: Path):
     trainer = make_trainer(twin_task("c4"), scenes, tmp_path)
-    trainer.engine.losses = lambda batch: {"loss_cls": torch.tensor(math.nan)}
+    trainer.engine.losses = lambda batch: {"loss_cls": torch.tensor(math.nan, requires_grad=True)}
     with pytest.raises(
         TrainingError, match=r"not finite at iteration 0 .*Lower set.SOLVER.BASE_LR"
     ):

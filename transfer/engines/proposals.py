@@ -51,7 +51,10 @@ class Anchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """All anchors of each image, level after level."""
-        self.set_cell_anchors(feature_maps[0].dtype, feature_maps[0].device)
+        dtype = torch.promote_types(
+            feature_maps[0].dtype, torch.float32
+        )  # 16 bits would round them
+        self.set_cell_anchors(dtype, feature_maps[0].device)
         strides = [
             [torch.tensor(stride, device=feature_maps[0].device)] * 2 for stride in self.strides
         ]

@@ -1,7 +1,7 @@
 """The predictions file: COCO's result format for every engine and data set."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ def rows_of(record: Record, detections: Detections, dataset: Dataset) -> Iterato
         yield row
 
 
-def write_predictions(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write one row per line, atomically."""
-    with atomic_path(path) as scratch:
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        scratch.write_text(f"[\n{lines}\n]\n" if rows else "[]\n", encoding="utf-8")
+def write_predictions(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one row per line, atomically and one after the other."""
+    with atomic_path(path) as scratch, scratch.open("w", encoding="utf-8") as file:
+        before = "[\n"
+        for row in rows:
+            file.write(before + json.dumps(row))
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
 
 
 def read_predictions(path: Path, dataset: Dataset) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 import resource
 import time
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 
-from pretrain.data import Batch
+Batch = TypeVar("Batch")
 
 
 class Meter:

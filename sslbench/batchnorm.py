@@ -11,8 +11,8 @@ import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pretrain.precision import at_least_fp32
 from sslbench import dist
+from sslbench.precision import at_least_fp32
 
 
 class _Sum(torch.autograd.Function):
@@ -25,7 +25,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
         torch_dist.all_reduce(total)
         return total
@@ -34,8 +34,8 @@ class _Sum(torch.autograd.Function):
 class AllReduceBatchNorm(_BatchNorm):
     """BatchNorm whose statistics are those of all processes' rows: SyncBatchNorm for the CPU.
 
-    Every process must hold equally many rows. Equals plain BatchNorm on the joined batch, forward
-    and backward, up to rounding.
+    Processes may hold different numbers of rows, and some none. Equals plain BatchNorm on the
+    joined batch, forward and backward, up to rounding.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -50,11 +50,12 @@ class AllReduceBatchNorm(_BatchNorm):
         values = at_least_fp32(input)
         axes = [0, *range(2, input.dim())]
         shape = [1, -1] + [1] * (input.dim() - 2)
-        count = input.numel() // input.shape[1] * dist.world_size()
-        mean_C = _sum(values.sum(dim=axes)) / count
+        count = _total(input.numel() // input.shape[1])
+        mean_C = _sum(values.sum(dim=axes)) / max(count, 1)
         centred = values - mean_C.view(shape)
-        variance_C = _sum(centred.square().sum(dim=axes)) / count
-        self._track(mean_C.detach(), variance_C.detach() * count / max(count - 1, 1))
+        variance_C = _sum(centred.square().sum(dim=axes)) / max(count, 1)
+        if count:
+            self._track(mean_C.detach(), variance_C.detach() * count / max(count - 1, 1))
         scale_C = self.weight / torch.sqrt(variance_C + self.eps)
         return (centred * scale_C.view(shape) + self.bias.view(shape)).to(input.dtype)
 
@@ -65,6 +66,12 @@ class AllReduceBatchNorm(_BatchNorm):
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean_C, self.momentum)
         self.running_var.lerp_(variance_C, self.momentum)
+
+
+def _total(count: int) -> int:
+    total = torch.tensor(count)
+    torch_dist.all_reduce(total)
+    return int(total)
 
 
 def _sum(value_C: Tensor) -> Tensor:
@@ -80,9 +87,10 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
     if dist.world_size() == 1:
         return module
     if device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        return converted
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm):
             setattr(module, name, _exchanged(child))
         else:
             synchronised(child, device)
@@ -102,12 +110,14 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
     """Forward passes within use batch statistics but leave the running ones as they are."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    tracked = [norm.get_buffer("num_batches_tracked") for norm in norms]
+    counts = [count.clone() for count in tracked]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
+        for mine, count in zip(tracked, counts, strict=True):
+            mine.copy_(count)
