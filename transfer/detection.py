@@ -31,7 +31,7 @@ class Detection:
     """
 
     kind: ClassVar[str] = "transfer"
-    version: ClassVar[int] = 2  # 2: mask targets are cut as Detectron2 cuts them
+    version: ClassVar[int] = 3  # 3: proposals are ranked by their logits as in Detectron2
     config_type: ClassVar[type[TaskConfig]] = TaskConfig
     config: TaskConfig
 
@@ -57,7 +57,7 @@ class Detection:
         task = self.config.resolved().on_trunk(weights.depth, weights.width)
         with RunLog(ctx.dir) as log:
             train, test = read_data(task, ctx.data)
-            notes = (*task.departures_from_protocol(), *weights.notes)
+            notes = (*task.footnotes, *task.departures_from_protocol(), *weights.notes)
             log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
             for note in notes:
                 log.info(note)
@@ -152,6 +152,7 @@ def _trainer(
     ctx: StageContext, task: TaskConfig, engine: "Engine", train: Dataset, log: "RunLog"
 ) -> "Trainer":
     from transfer.loader import TrainingBatches
+    from transfer.repeat_factors import sampling_factors
     from transfer.trainer import Trainer
 
     recipe = task.values()
@@ -162,6 +163,7 @@ def _trainer(
         recipe["SOLVER.IMS_PER_BATCH"],
         task.seed,
         grouped=recipe["DATALOADER.ASPECT_RATIO_GROUPING"],
+        factors=sampling_factors(recipe, records),
         num_workers=ctx.num_workers,
     )
     return Trainer(engine, batches, task, ctx.dir / "checkpoints", log)

@@ -26,7 +26,7 @@ from transfer.engines.recipe import (
 
 TASKS_DIR = CONFIGS_DIR / "transfer"
 
-Metric = Literal["voc07", "voc12", "coco"]
+Metric = Literal["voc07", "voc12", "coco", "lvis"]
 
 
 class TaskConfig(FrozenConfig):
@@ -47,15 +47,16 @@ class TaskConfig(FrozenConfig):
     seed: int = Field(default=0, ge=0)
     set: Annotated[dict[str, Any], NotHashed] = Field(default_factory=dict)  # laid over the recipe
     recipe_values: dict[str, Any] = Field(default_factory=dict)  # the merged recipe, by resolved()
+    footnotes: Annotated[tuple[str, ...], NotHashed] = ()  # stand beside every number of the task
     checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
     num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if self.kind == "mask_rcnn" and self.metric != "coco":
-            raise ValueError(f"kind 'mask_rcnn' needs metric 'coco' (masks), got {self.metric!r}")
-        if self.kind == "mask_rcnn" and self.layout == "c4":
-            raise ValueError("kind 'mask_rcnn' needs layout 'fpn'; the C4 mask head is not built")
+        if self.kind == "mask_rcnn" and self.metric not in ("coco", "lvis"):
+            raise ValueError(
+                f"kind 'mask_rcnn' needs metric 'coco' or 'lvis' (masks), got {self.metric!r}"
+            )
         return self
 
     def resolved(self) -> Self:
@@ -87,6 +88,7 @@ class TaskConfig(FrozenConfig):
                 f"{recipe['MODEL.MASK_ON']} of {recipe.name}"
             )
         _check_numbers(recipe)
+        recipe.require_known_loop()
         return recipe
 
     def on_trunk(self, depth: int, width: float) -> Self:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sslbench.config import ConfigError
 from sslbench.datasets import DataError, Record, decode_rgb
+from sslbench.resnet import blocks_of
 from sslbench.rng import seeded
 from transfer.engines.base import Detections, Draw
 from transfer.engines.loading import Weights, load_exactly, tensors
@@ -25,6 +26,7 @@ from transfer.engines.masks import encode
 from transfer.naming import LAST_STAGE, TRUNK
 from transfer.task import TaskConfig
 
+BOTTLENECKS_FROM = 50  # depth; shallower trunks have basic blocks
 EXTRA_NORM_HEAD = "SSLBenchRes5HeadExtraNorm"  # ROI_HEADS.NAME in our C4 recipes
 
 
@@ -53,8 +55,12 @@ def require_working_detectron2() -> None:
 
 
 def register_extra_norm_head() -> None:
-    """Add the C4 head with a norm after res5 to Detectron2's registry, once."""
+    """Add the C4 head with a norm after res5 to Detectron2's registry, once.
+
+    Its base class builds bottlenecks at any depth; here a ResNet-18 or -34 keeps its basic blocks.
+    """
     from detectron2.layers import get_norm
+    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
     from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
     from torch import nn
 
@@ -64,8 +70,21 @@ def register_extra_norm_head() -> None:
     class SSLBenchRes5HeadExtraNorm(Res5ROIHeads):  # type: ignore[misc]
         @classmethod
         def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
-            stage, channels = super()._build_res5_block(cfg)
-            stage.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+            depth, norm = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM
+            if depth >= BOTTLENECKS_FROM:
+                stage, channels = super()._build_res5_block(cfg)
+            else:
+                num_blocks, channels = blocks_of(depth)[-1], cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+                blocks = ResNet.make_stage(
+                    BasicBlock,
+                    num_blocks,
+                    stride_per_block=[2] + [1] * (num_blocks - 1),
+                    in_channels=channels // 2,
+                    out_channels=channels,
+                    norm=norm,
+                )
+                stage = nn.Sequential(*blocks)
+            stage.add_module("norm", get_norm(norm, channels))
             return stage, channels
 
     ROI_HEADS_REGISTRY.register(SSLBenchRes5HeadExtraNorm)
@@ -77,6 +96,12 @@ def build_config(task: TaskConfig, num_classes: int, device: str) -> Any:
     Raises:
         ConfigError: Detectron2 does not know a key or refuses a value.
     """
+    recipe = task.values()
+    if recipe["MODEL.RESNETS.DEPTH"] < BOTTLENECKS_FROM and recipe.width != 1:
+        raise ConfigError(
+            f"{recipe.name}: Detectron2 builds a ResNet-{recipe['MODEL.RESNETS.DEPTH']} of full "
+            f"width only, not of width {recipe.width:g}; set engine=torchvision for a thinner one"
+        )
     from detectron2.config import get_cfg
     from yacs.config import CfgNode
 

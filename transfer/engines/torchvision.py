@@ -187,7 +187,10 @@ def _build_c4(
     del trunk.layer4
     features = C4Features(trunk)
     pooler = RegionPooler(recipe["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"], features.strides)
-    return features, RegionHeads(recipe, pooler, head, BoxPredictor(channels, num_classes))
+    predictor, masks = BoxPredictor(channels, num_classes), None
+    if recipe["MODEL.MASK_ON"]:
+        masks = build_mask_head(recipe, channels, num_classes, norm_factory)
+    return features, RegionHeads(recipe, pooler, head, predictor, masks)
 
 
 def _build_fpn(
@@ -202,8 +205,8 @@ def _build_fpn(
         RegionPooler(recipe["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"], strides),
         head,
         BoxPredictor(outputs, num_classes),
-        RegionPooler(recipe["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"], strides),
         build_mask_head(recipe, channels, num_classes, norm_factory),
+        RegionPooler(recipe["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"], strides),
     )
 
 
