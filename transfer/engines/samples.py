@@ -84,11 +84,13 @@ class SampleMapper:
 
     def _targets(self, record: Record, shape: tuple[int, int], flip: bool) -> dict[str, Any]:
         objects = [item for item in record.objects if not item.crowd]
-        scale = np.array([shape[1] / record.width, shape[0] / record.height] * 2, np.float32)
-        boxes_N4 = np.array([item.box for item in objects], np.float32).reshape(-1, 4) * scale
-        boxes_N4 = boxes_N4.clip(0, np.array([shape[1], shape[0]] * 2, np.float32))
+        # in float64 to the end: a box that leaves its own outline by a rounding error cuts another
+        # mask from it than Detectron2's
+        scale = np.array([shape[1] / record.width, shape[0] / record.height] * 2)
+        boxes_N4 = np.array([item.box for item in objects], np.float64).reshape(-1, 4) * scale
         if flip:
             boxes_N4[:, [0, 2]] = shape[1] - boxes_N4[:, [2, 0]]
+        boxes_N4 = boxes_N4.clip(0, np.array([shape[1], shape[0]] * 2)).astype(np.float32)
         kept = np.flatnonzero(((boxes_N4[:, 2:] - boxes_N4[:, :2]) > 1e-5).all(axis=1))
         targets: dict[str, Any] = {
             "boxes_N4": torch.from_numpy(boxes_N4[kept]),

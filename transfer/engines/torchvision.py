@@ -146,16 +146,19 @@ class Detector(nn.Module):
 def norm_factory(name: str) -> Norm | None:
     """Detectron2's name of a norm -> its module; None for no norm.
 
-    One process normalises over its own batch, so that ``SyncBN`` is plain batch norm there.
+    One process normalises over its own batch, so that both kinds of ``SyncBN`` are plain batch norm
+    there, in Detectron2 too.
     """
     known: dict[str, Norm | None] = {
         "": None,
         "BN": nn.BatchNorm2d,
         "SyncBN": nn.BatchNorm2d,
+        "naiveSyncBN": nn.BatchNorm2d,
         "FrozenBN": FrozenBatchNorm2d,
     }
     if name not in known:
-        raise ConfigError(f"norm {name!r} is not built by the torchvision engine; known: {known}")
+        named = ", ".join(repr(norm) for norm in known)
+        raise ConfigError(f"norm {name!r} is not built by the torchvision engine; known: {named}")
     return known[name]
 
 
