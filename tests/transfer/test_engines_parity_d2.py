@@ -212,7 +212,11 @@ def test_the_same_images_are_left_out_of_training(scenes: DataRoots, tmp_path: P
     with RunLog(tmp_path) as log:
         kept = usable(records, log, drop_empty=True)
     theirs = filter_images_with_only_crowd_annotations([dataset_dict(r) for r in records])
-    assert [r.image_id for r in kept] == [d["image_id"] for d in theirs] == [r.image_id for r in others]
+    assert (
+        [r.image_id for r in kept]
+        == [d["image_id"] for d in theirs]
+        == [r.image_id for r in others]
+    )
 
 
 def test_images_are_grouped_into_batches_by_orientation_as_in_detectron2():

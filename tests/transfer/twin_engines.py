@@ -27,9 +27,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "coco_fpn_twin R101": ("MODEL.RESNETS.DEPTH=101",),
 }
 FULL_WIDTH = tuple(
-    f"MODEL.RESNETS.{key}=64" for key in ("STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")
+    f"MODEL.RESNETS.{key}=64"
+    for key in ("STEM_OUT_CHANNELS", "WIDTH_PER_GROUP", "RES2_OUT_CHANNELS")
 )  # of a ResNet-18, the only one that Detectron2 builds
-LAYOUTS = {variant: "fpn" if "fpn" in variant or "lvis" in variant else "c4" for variant in VARIANTS}
+LAYOUTS = {
+    variant: "fpn" if "fpn" in variant or "lvis" in variant else "c4" for variant in VARIANTS
+}
 LVIS = tuple(f"class {number}" for number in range(1203))
 SAME_PIXELS = ("INPUT.RANDOM_FLIP=none", "INPUT.MIN_SIZE_TRAIN=[97]")
 
@@ -121,6 +124,9 @@ def training_batches(variant: str, ours: Engine, theirs: Engine, data: DataRoots
     records = read_data(load_task(variant.split()[0], ["engine=torchvision"]).resolved(), data)[0]
     chosen = [record for record in records.records if record.width > record.height]
     return [
-        [engine.mapper.train(record, Draw(0, first, slot)) for slot, record in enumerate(chosen[:2])]
+        [
+            engine.mapper.train(record, Draw(0, first, slot))
+            for slot, record in enumerate(chosen[:2])
+        ]
         for engine in (ours, theirs)
     ]
