@@ -1,5 +1,6 @@
 """Masks on C4, heads with norms, LVIS and other depths, in both engines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,14 @@ from detectors import build_engine, run_detection, write_random_weights
 from torch import Tensor, nn
 
 from sslbench.config import ConfigError
-from sslbench.datasets import DataRoots
+from sslbench.datasets import DataError, DataRoots, Record
 from sslbench.results import read_results
 from sslbench.rng import seeded
 from transfer.detection import read_data
 from transfer.engines.base import Draw, Engine
 from transfer.engines.heads import MaskHead
 from transfer.engines.loading import Weights
+from transfer.engines.masks import encode
 from transfer.engines.proposals import Corrections, build_proposals
 from transfer.task import TaskConfig, load_task
 from transfer.weights import WeightsError, load_weights, write_weights
@@ -219,3 +221,49 @@ def test_corrections_in_half_precision_leave_large_boxes_where_they_are():
     boxes = [torch.tensor([[801.0, 603.0, 1003.0, 701.0]])]
     found = Corrections((1.0, 1.0, 1.0, 1.0)).decode(torch.zeros(1, 4).bfloat16(), boxes)
     assert np.array_equal(found.flatten().numpy(), boxes[0].flatten().numpy())
+
+
+def with_outline(record: Record, outline: object) -> Record:
+    """The record with its first object outlined otherwise."""
+    first, *others = record.objects
+    return replace(record, objects=(replace(first, segmentation=outline), *others))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_polygons_of_less_than_three_points_are_left_out_as_in_detectron2s_reader(
+    engine: str, scenes: DataRoots, tmp_path: Path
+):
+    task = load_task("coco_fpn_twin", [f"engine={engine}"]).resolved()
+    mapper = build_engine(task, scenes, tmp_path).mapper
+    record = next(
+        record
+        for record in read_data(task, scenes)[0].records
+        if len(record.objects) > 1 and not any(item.crowd for item in record.objects)
+    )
+    whole = record.objects[0].segmentation
+    assert isinstance(whole, list)
+
+    def num_objects(outline: object) -> int:
+        sample = mapper.train(with_outline(record, outline), Draw(0, 0, 0))
+        return len(sample["instances"] if isinstance(sample, dict) else sample.classes_N)
+
+    assert num_objects([[1.0, 2.0, 3.0, 4.0], *whole]) == len(record.objects)
+    assert num_objects([[1.0, 2.0, 3.0, 4.0], [1.0] * 7]) == len(record.objects) - 1
+    with pytest.raises(DataError, match=rf"{record.path.name} has an object without segmentation"):
+        num_objects(None)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_rle_teaches_the_portable_engine_and_is_refused_by_name_for_detectron2(
+    engine: str, scenes: DataRoots, tmp_path: Path
+):
+    task = load_task("coco_fpn_twin", [f"engine={engine}"]).resolved()
+    mapper = build_engine(task, scenes, tmp_path).mapper
+    record = read_data(task, scenes)[0].records[0]
+    record = with_outline(record, encode(np.ones((record.height, record.width))))
+    record = replace(record, objects=(replace(record.objects[0], crowd=False),))
+    if engine == "torchvision":
+        assert mapper.train(record, Draw(0, 0, 0)).shapes_N[0].all()
+    else:
+        with pytest.raises(DataError, match=rf"{record.path.name}.*RLE.*engine=torchvision"):
+            mapper.train(record, Draw(0, 0, 0))

@@ -281,3 +281,29 @@ def test_repeat_factors_are_detectron2s(root: bool):
     ours = repeat_factors([set(image) for image in categories], 0.2, root=root)
     assert ours.tolist() == pytest.approx(theirs.tolist(), rel=1e-6)
     assert max(ours) > 1.5
+
+
+@pytest.mark.parametrize("variant", ["coco_c4_twin", "coco_fpn_twin"])
+def test_an_image_without_objects_weighs_alike(variant: str, scenes: DataRoots, tmp_path: Path):
+    ours, theirs = build_both(variant, scenes, tmp_path)
+    first, second, *_ = read_data(load_task(variant).resolved(), scenes)[0].records
+    found = []
+    for engine in (ours, theirs):
+        bare = [first, replace(second, objects=())]
+        batch = [engine.mapper.train(r, Draw(0, 0, slot)) for slot, r in enumerate(bare)]
+        found.append(first_losses(engine, batch))
+    for term, value in found[1].items():
+        assert found[0][term].item() == pytest.approx(value.item(), rel=1e-5, abs=1e-6), term
+
+
+@pytest.mark.parametrize("variant", ["coco_c4_twin", "coco_fpn_infomin_twin", "lvis_v1_twin"])
+def test_losses_in_bfloat16_agree_as_far_as_its_digits_go(
+    variant: str, scenes: DataRoots, tmp_path: Path
+):
+    engines = build_both(variant, scenes, tmp_path)
+    batches = training_batches(variant, *engines, scenes)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (first_losses(*side) for side in zip(engines, batches, strict=True))
+    for term, value in theirs.items():
+        assert ours[term].dtype == torch.float32
+        assert ours[term].item() == pytest.approx(value.item(), rel=0.02), term

@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from sslbench.rng import seeded
 from transfer.engines.base import Detections, Draw
 from transfer.engines.loading import Weights, load_exactly, tensors
 from transfer.engines.masks import encode
+from transfer.engines.samples import learnable
 from transfer.naming import LAST_STAGE, TRUNK
 from transfer.task import TaskConfig
 
@@ -127,13 +129,20 @@ class RecordMapper:
     def __init__(self, cfg: Any) -> None:
         from detectron2.data import DatasetMapper
 
+        self._with_masks = bool(cfg.MODEL.MASK_ON)
         self._train = DatasetMapper(cfg, is_train=True)
         self._test = DatasetMapper(cfg, is_train=False)
 
     def train(self, record: Record, draw: Draw) -> dict[str, Any]:
         """See ``Mapper``; Detectron2 draws its augmentation from the global generators."""
+        objects = learnable(record, with_masks=self._with_masks)
+        if self._with_masks and any(isinstance(item.segmentation, dict) for item in objects):
+            raise DataError(
+                f"{record.path} has an object outlined by an RLE; Detectron2 learns from polygons. "
+                "Set engine=torchvision, or outline it by polygons"
+            )
         with seeded(draw.seed, "augment", draw.iteration, draw.slot):
-            return self._map(self._train, record)
+            return self._map(self._train, replace(record, objects=objects))
 
     def test(self, record: Record) -> dict[str, Any]:
         """See ``Mapper``."""
