@@ -34,7 +34,7 @@ class Detection:
 
     kind: ClassVar[str] = "transfer"
     parallel: ClassVar[bool] = True  # runs in as many processes as torchrun or srun starts
-    version: ClassVar[int] = 2  # 2: mask targets are cut as Detectron2 cuts them
+    version: ClassVar[int] = 3  # 3: proposals are ranked by their logits as in Detectron2
     config_type: ClassVar[type[TaskConfig]] = TaskConfig
     config: TaskConfig
 
@@ -65,6 +65,7 @@ class Detection:
                 task = self.config.resolved().on_trunk(weights.depth, weights.width)
                 train, test = read_data(task, ctx.data)
                 notes = (
+                    *task.footnotes,
                     *task.departures_from_protocol(),
                     *task.notes_on_settings(),
                     *weights.notes,
@@ -194,6 +195,7 @@ def _trainer(
     stop: "StopRequest",
 ) -> "Trainer":
     from transfer.loader import TrainingBatches
+    from transfer.repeat_factors import sampling_factors
     from transfer.trainer import Trainer
 
     recipe = task.values()
@@ -204,6 +206,7 @@ def _trainer(
         recipe["SOLVER.IMS_PER_BATCH"],
         task.seed,
         grouped=recipe["DATALOADER.ASPECT_RATIO_GROUPING"],
+        factors=sampling_factors(recipe, records),
         num_workers=ctx.num_workers,
     )
     return Trainer(engine, batches, task, ctx.dir / "checkpoints", log, stop)

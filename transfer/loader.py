@@ -1,6 +1,7 @@
 """Which images make up which batch: a pure function of seed and iteration.
 
-Images stream in one permutation per epoch; landscape and portrait images gather in separate
+Images stream in one permutation per epoch, in which images of rare categories may stand several
+times; landscape and portrait images gather in separate
 batches, as Detectron2 does, so that padding stays small. A resume replays the (cheap) stream of
 indices up to its iteration.
 """
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from sslbench import dist
@@ -16,22 +18,31 @@ from sslbench.datasets import Record
 from sslbench.loading import start_loading
 from sslbench.rng import numpy_generator, torch_generator
 from transfer.engines.base import Draw, Mapper
+from transfer.repeat_factors import epoch_indices
 
 
-def index_stream(num_images: int, seed: int) -> Iterator[int]:
-    """Image indices for ever: a fresh permutation per epoch."""
+def index_stream(num_images: int, seed: int, factors: np.ndarray | None = None) -> Iterator[int]:
+    """Image indices for ever: a fresh permutation per epoch.
+
+    Args:
+        factors: how often an epoch shows each image; None for once.
+    """
     for epoch in count():
-        yield from numpy_generator(seed, "order", epoch).permutation(num_images).tolist()
+        shown = np.arange(num_images) if factors is None else epoch_indices(factors, seed, epoch)
+        yield from numpy_generator(seed, "order", epoch).permutation(shown).tolist()
 
 
-def batch_stream(groups: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
+def batch_stream(
+    groups: Sequence[int], batch_size: int, seed: int, factors: np.ndarray | None = None
+) -> Iterator[list[int]]:
     """Batches for ever, each from one group; a batch is given out when its group has filled it.
 
     Args:
         groups: group of each image.
+        factors: as for ``index_stream``.
     """
     waiting: dict[int, list[int]] = {group: [] for group in groups}
-    for index in index_stream(len(groups), seed):
+    for index in index_stream(len(groups), seed, factors):
         bucket = waiting[groups[index]]
         bucket.append(index)
         if len(bucket) == batch_size:
@@ -44,6 +55,7 @@ class TrainingBatches:
 
     Args:
         grouped: whether landscape and portrait images are kept apart.
+        factors: how often an epoch shows each record; None for once.
     """
 
     def __init__(
@@ -54,15 +66,18 @@ class TrainingBatches:
         seed: int,
         *,
         grouped: bool,
+        factors: np.ndarray | None = None,
         num_workers: int = 0,
     ) -> None:
         self.samples = _TrainingSamples(records, mapper, seed)
         self.groups = [int(grouped and r.width > r.height) for r in records]
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.factors = factors
 
     def __call__(self, start: int, stop: int) -> Iterator[list[Any]]:
         """Samples of iterations ``start`` to ``stop`` (not included), those of this process."""
-        indices = islice(batch_stream(self.groups, self.batch_size, self.seed), start, stop)
+        stream = batch_stream(self.groups, self.batch_size, self.seed, self.factors)
+        indices = islice(stream, start, stop)
         keys = (
             _share([(iteration, slot, index) for slot, index in enumerate(batch)])
             for iteration, batch in enumerate(indices, start)

@@ -27,7 +27,7 @@ from transfer.scaling import BATCH, scaled, settings_notes
 
 TASKS_DIR = CONFIGS_DIR / "transfer"
 
-Metric = Literal["voc07", "voc12", "coco"]
+Metric = Literal["voc07", "voc12", "coco", "lvis"]
 
 
 class TaskConfig(FrozenConfig):
@@ -54,16 +54,17 @@ class TaskConfig(FrozenConfig):
     # Fit the recipe's rate and schedule where set.SOLVER.IMS_PER_BATCH differs from its own.
     scale_lr_with_batch: bool = False
     scaled_from: dict[str, Any] = Field(default_factory=dict)  # the recipe's own, by resolved()
+    footnotes: Annotated[tuple[str, ...], NotHashed] = ()  # stand beside every number of the task
     checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
     evaluate_every: Annotated[int, NotHashed] = Field(default=0, ge=0)  # iterations; 0: at the end
     num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if self.kind == "mask_rcnn" and self.metric != "coco":
-            raise ValueError(f"kind 'mask_rcnn' needs metric 'coco' (masks), got {self.metric!r}")
-        if self.kind == "mask_rcnn" and self.layout == "c4":
-            raise ValueError("kind 'mask_rcnn' needs layout 'fpn'; the C4 mask head is not built")
+        if self.kind == "mask_rcnn" and self.metric not in ("coco", "lvis"):
+            raise ValueError(
+                f"kind 'mask_rcnn' needs metric 'coco' or 'lvis' (masks), got {self.metric!r}"
+            )
         return self
 
     def resolved(self) -> Self:
@@ -100,6 +101,7 @@ class TaskConfig(FrozenConfig):
                 f"task {self.task}: {BATCH} {recipe[BATCH]} cannot be cut into "
                 f"accumulate={self.accumulate} equal parts; take a divisor of it"
             )
+        recipe.require_known_loop()
         return recipe
 
     def _merged(self) -> tuple[dict[str, Any], dict[str, Any]]:

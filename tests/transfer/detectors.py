@@ -40,12 +40,15 @@ def twin_task(
     return load_task(TWINS[layout], [f"engine={engine}", *overrides]).resolved()
 
 
-def build_engine(task: TaskConfig, data: DataRoots, folder: Path) -> Engine:
-    """An engine with random weights for a task."""
-    path = write_random_weights(folder / f"{task.layout}.pkl", task.layout, task.values().width)
-    train, _ = read_data(task, data)
+def build_engine(
+    task: TaskConfig, data: DataRoots, folder: Path, classes: Sequence[str] = ()
+) -> Engine:
+    """An engine with random weights for a task; its classes are the data's unless given."""
+    recipe = task.values()
+    depth = recipe["MODEL.RESNETS.DEPTH"]
+    path = write_random_weights(folder / f"{task.layout}.pkl", task.layout, recipe.width, depth)
     engine: Engine = lookup(ENGINES, task.engine, "engine")(
-        task, train.classes, Weights.read(path), "cpu"
+        task, classes or read_data(task, data)[0].classes, Weights.read(path), "cpu"
     )
     return engine
 

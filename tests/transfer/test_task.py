@@ -163,8 +163,8 @@ def test_zero_passes_where_it_means_none():
         load_task("voc_det_twin", [f"set.{key}={value}", "engine=torchvision"]).resolved()
 
 
-def test_masks_need_the_coco_metric():
-    with pytest.raises(ConfigError, match="needs metric 'coco'"):
+def test_masks_need_a_metric_with_masks():
+    with pytest.raises(ConfigError, match="needs metric 'coco' or 'lvis'"):
         load_task("coco_fpn_twin", ["metric=voc07"])
 
 

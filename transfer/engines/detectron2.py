@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,13 +19,16 @@ from torch import Tensor
 
 from sslbench.config import ConfigError
 from sslbench.datasets import DataError, Record, decode_rgb
+from sslbench.resnet import blocks_of
 from sslbench.rng import seeded
 from transfer.engines.base import Detections, Draw
 from transfer.engines.loading import Weights, load_exactly, tensors
 from transfer.engines.masks import encode
+from transfer.engines.samples import learnable
 from transfer.naming import LAST_STAGE, TRUNK
 from transfer.task import TaskConfig
 
+BOTTLENECKS_FROM = 50  # depth; shallower trunks have basic blocks
 EXTRA_NORM_HEAD = "SSLBenchRes5HeadExtraNorm"  # ROI_HEADS.NAME in our C4 recipes
 
 
@@ -53,8 +57,12 @@ def require_working_detectron2() -> None:
 
 
 def register_extra_norm_head() -> None:
-    """Add the C4 head with a norm after res5 to Detectron2's registry, once."""
+    """Add the C4 head with a norm after res5 to Detectron2's registry, once.
+
+    Its base class builds bottlenecks at any depth; here a ResNet-18 or -34 keeps its basic blocks.
+    """
     from detectron2.layers import get_norm
+    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
     from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
     from torch import nn
 
@@ -64,8 +72,21 @@ def register_extra_norm_head() -> None:
     class SSLBenchRes5HeadExtraNorm(Res5ROIHeads):  # type: ignore[misc]
         @classmethod
         def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
-            stage, channels = super()._build_res5_block(cfg)
-            stage.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+            depth, norm = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM
+            if depth >= BOTTLENECKS_FROM:
+                stage, channels = super()._build_res5_block(cfg)
+            else:
+                num_blocks, channels = blocks_of(depth)[-1], cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+                blocks = ResNet.make_stage(
+                    BasicBlock,
+                    num_blocks,
+                    stride_per_block=[2] + [1] * (num_blocks - 1),
+                    in_channels=channels // 2,
+                    out_channels=channels,
+                    norm=norm,
+                )
+                stage = nn.Sequential(*blocks)
+            stage.add_module("norm", get_norm(norm, channels))
             return stage, channels
 
     ROI_HEADS_REGISTRY.register(SSLBenchRes5HeadExtraNorm)
@@ -77,6 +98,12 @@ def build_config(task: TaskConfig, num_classes: int, device: str) -> Any:
     Raises:
         ConfigError: Detectron2 does not know a key or refuses a value.
     """
+    recipe = task.values()
+    if recipe["MODEL.RESNETS.DEPTH"] < BOTTLENECKS_FROM and recipe.width != 1:
+        raise ConfigError(
+            f"{recipe.name}: Detectron2 builds a ResNet-{recipe['MODEL.RESNETS.DEPTH']} of full "
+            f"width only, not of width {recipe.width:g}; set engine=torchvision for a thinner one"
+        )
     from detectron2.config import get_cfg
     from yacs.config import CfgNode
 
@@ -102,13 +129,20 @@ class RecordMapper:
     def __init__(self, cfg: Any) -> None:
         from detectron2.data import DatasetMapper
 
+        self._with_masks = bool(cfg.MODEL.MASK_ON)
         self._train = DatasetMapper(cfg, is_train=True)
         self._test = DatasetMapper(cfg, is_train=False)
 
     def train(self, record: Record, draw: Draw) -> dict[str, Any]:
         """See ``Mapper``; Detectron2 draws its augmentation from the global generators."""
+        objects = learnable(record, with_masks=self._with_masks)
+        if self._with_masks and any(isinstance(item.segmentation, dict) for item in objects):
+            raise DataError(
+                f"{record.path} has an object outlined by an RLE; Detectron2 learns from polygons. "
+                "Set engine=torchvision, or outline it by polygons"
+            )
         with seeded(draw.seed, "augment", draw.iteration, draw.slot):
-            return self._map(self._train, record)
+            return self._map(self._train, replace(record, objects=objects))
 
     def test(self, record: Record) -> dict[str, Any]:
         """See ``Mapper``."""

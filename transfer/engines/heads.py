@@ -15,6 +15,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from transfer.engines.masks import Shape, cut
+from transfer.engines.proposals import Corrections
 from transfer.engines.recipe import Recipe
 
 Norm = Callable[[int], nn.Module]
@@ -56,10 +57,11 @@ class RegionPooler(nn.Module):
         return pooled
 
     def _align(self, feature: Tensor, regions_R5: Tensor, stride: int) -> Tensor:
+        # corners in half precision would lie pixels off
         aligned: Tensor = roi_align(
-            feature, regions_R5.to(feature.dtype), self.output_size, 1.0 / stride, aligned=True
+            feature.float(), regions_R5.float(), self.output_size, 1.0 / stride, aligned=True
         )
-        return aligned
+        return aligned.to(feature.dtype)
 
     def _levels(self, boxes_R4: Tensor) -> Tensor:
         side_R = ((boxes_R4[:, 2] - boxes_R4[:, 0]) * (boxes_R4[:, 3] - boxes_R4[:, 1])).sqrt()
@@ -80,22 +82,29 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, vectors_RC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits (R, K + 1) and corrections (R, 4K)."""
-        return self.cls_score(vectors_RC), self.bbox_pred(vectors_RC)
+        """Return logits (R, K + 1) and corrections (R, 4K), both float32."""
+        return self.cls_score(vectors_RC).float(), self.bbox_pred(vectors_RC).float()
 
 
 class AverageHead(nn.Module):
-    """C4: the trunk's last stage, the norm after it, and the mean over the region."""
+    """C4: the trunk's last stage, the norm after it, and the mean over the region.
+
+    A mask head reads the same maps before the mean: its gradient reaches the stage too.
+    """
 
     def __init__(self, stage: nn.Module, norm: nn.Module) -> None:
         super().__init__()
         self.res5 = stage
         self.norm = norm
 
+    def maps(self, pooled_RCMM: Tensor) -> Tensor:
+        """Return the last stage's map of each region, half as large."""
+        maps: Tensor = self.norm(self.res5(pooled_RCMM))
+        return maps
+
     def forward(self, pooled_RCMM: Tensor) -> Tensor:
         """Return one vector per region."""
-        vectors: Tensor = self.norm(self.res5(pooled_RCMM)).mean(dim=(2, 3))
-        return vectors
+        return self.maps(pooled_RCMM).mean(dim=(2, 3))
 
 
 def build_box_head(recipe: Recipe, channels: int, norm_of: NormFactory) -> tuple[nn.Module, int]:
@@ -114,10 +123,30 @@ def build_box_head(recipe: Recipe, channels: int, norm_of: NormFactory) -> tuple
     return nn.Sequential(*layers), sizes[-1]
 
 
+class MaskHead(nn.Sequential):
+    """Layers of which the last, a 1x1 convolution, has one map per class.
+
+    Only the map of a region's own class is computed: the others take part in no loss and no
+    prediction, and with the 1,203 classes of LVIS they would fill gigabytes.
+    """
+
+    def forward(self, maps_RCMM: Tensor, classes_R: Tensor) -> Tensor:
+        """Return the logits (R, 2M, 2M) of each region's class, float32."""
+        *layers, predictor = self
+        for layer in layers:
+            maps_RCMM = layer(maps_RCMM)
+        # embedding: unlike indexing it has a gradient that repeats bit for bit on a GPU
+        weight_RC = F.embedding(classes_R, predictor.weight.flatten(1))
+        bias_R1 = F.embedding(classes_R, predictor.bias[:, None])
+        logits_R1P = torch.bmm(weight_RC[:, None], maps_RCMM.flatten(2))
+        own_RP: Tensor = logits_R1P.squeeze(1).float() + bias_R1
+        return own_RP.unflatten(1, maps_RCMM.shape[2:])
+
+
 def build_mask_head(
     recipe: Recipe, channels: int, num_classes: int, norm_of: NormFactory
-) -> nn.Module:
-    """Convolutions, one doubling of the resolution, one map per class."""
+) -> MaskHead:
+    """Convolutions (C4: none), one doubling of the resolution, one map per class."""
     width = recipe["MODEL.ROI_MASK_HEAD.CONV_DIM"]
     convs = [width] * recipe["MODEL.ROI_MASK_HEAD.NUM_CONV"]
     layers, channels = conv_layers(channels, convs, norm_of(recipe["MODEL.ROI_MASK_HEAD.NORM"]))
@@ -127,7 +156,7 @@ def build_mask_head(
     nn.init.normal_(predictor.weight, std=0.001)
     for layer in (upsample, predictor):
         nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
-    return nn.Sequential(*layers, upsample, nn.ReLU(inplace=True), predictor)
+    return MaskHead(*layers, upsample, nn.ReLU(inplace=True), predictor)
 
 
 def conv_layers(
@@ -153,8 +182,9 @@ class RegionHeads(RoIHeads):
         pooler: reads a region's features for the box head.
         box_head: pooled features to one vector per region.
         predictor: vectors to class logits and corrections.
-        mask_pooler: reads a region's features for the mask head; None without masks.
-        mask_head: pooled features to one map per class; None without masks.
+        mask_head: features of a region to the map of its class; None without masks.
+        mask_pooler: reads them from the pyramid; None in C4, where the mask head reads what the
+            box head averages.
     """
 
     def __init__(
@@ -163,8 +193,8 @@ class RegionHeads(RoIHeads):
         pooler: RegionPooler,
         box_head: nn.Module,
         predictor: BoxPredictor,
+        mask_head: MaskHead | None = None,
         mask_pooler: RegionPooler | None = None,
-        mask_head: nn.Module | None = None,
     ) -> None:
         threshold = recipe["MODEL.ROI_HEADS.IOU_THRESHOLDS"][0]
         super().__init__(
@@ -175,11 +205,12 @@ class RegionHeads(RoIHeads):
             bg_iou_thresh=threshold,
             batch_size_per_image=recipe["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"],
             positive_fraction=recipe["MODEL.ROI_HEADS.POSITIVE_FRACTION"],
-            bbox_reg_weights=recipe["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"],
+            bbox_reg_weights=None,
             score_thresh=recipe["MODEL.ROI_HEADS.SCORE_THRESH_TEST"],
             nms_thresh=recipe["MODEL.ROI_HEADS.NMS_THRESH_TEST"],
             detections_per_img=recipe["TEST.DETECTIONS_PER_IMAGE"],
         )
+        self.box_coder = Corrections(recipe["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"])
         self.region_mask_pooler = mask_pooler
         self.region_mask_head = mask_head
 
@@ -197,7 +228,7 @@ class RegionHeads(RoIHeads):
             shapes: per image its objects' outlines, in the order of the boxes; only for masks.
         """
         regions, matches, labels, corrections = self.select_training_samples(proposals, targets)
-        vectors = self.box_head(self.box_roi_pool(features, regions))
+        maps_RCMM, vectors = self._box_features(features, regions)
         logits, predicted = self.box_predictor(vectors)
         labels_R = torch.cat(labels)
         found = {
@@ -205,16 +236,33 @@ class RegionHeads(RoIHeads):
             "loss_box_reg": _correction_loss(predicted, torch.cat(corrections), labels_R),
         }
         if self.region_mask_head is not None:
-            found["loss_mask"] = self._mask_loss(features, regions, matches, labels, shapes)
+            objects = [torch.where(label > 0)[0] for label in labels]
+            positive = [boxes[index] for boxes, index in zip(regions, objects, strict=True)]
+            if self.region_mask_pooler is not None:
+                maps_RCMM = self.region_mask_pooler(features, positive)
+            else:
+                maps_RCMM = maps_RCMM[labels_R > 0]
+            logits_RMM = self.region_mask_head(maps_RCMM, labels_R[labels_R > 0] - 1)
+            owners = [match[index] for match, index in zip(matches, objects, strict=True)]
+            found["loss_mask"] = _mask_loss(logits_RMM, positive, owners, shapes)
         return found
+
+    def _box_features(
+        self, features: Sequence[Tensor], regions: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Map and vector of each region."""
+        pooled_RCMM = self.box_roi_pool(features, regions)
+        if isinstance(self.box_head, AverageHead):
+            pooled_RCMM = self.box_head.maps(pooled_RCMM)
+            return pooled_RCMM, pooled_RCMM.mean(dim=(2, 3))
+        return pooled_RCMM, self.box_head(pooled_RCMM)
 
     def detect(
         self, features: Sequence[Tensor], proposals: list[Tensor], shapes: list[tuple[int, int]]
     ) -> list[dict[str, Tensor]]:
         """Boxes, scores, classes and, for masks, probability maps of each image, best first."""
-        logits, corrections = self.box_predictor(
-            self.box_head(self.box_roi_pool(features, proposals))
-        )
+        _, vectors = self._box_features(features, proposals)
+        logits, corrections = self.box_predictor(vectors)
         counts = [len(boxes) for boxes in proposals]
         boxes_RK4 = self.box_coder.decode(corrections, proposals).reshape(
             len(logits), logits.shape[1] - 1, 4
@@ -239,42 +287,39 @@ class RegionHeads(RoIHeads):
         keep = batched_nms(boxes, scores, classes, self.nms_thresh)[: self.detections_per_img]
         return {"boxes": boxes[keep], "scores": scores[keep], "classes": classes[keep]}
 
-    def _mask_loss(
-        self,
-        features: Sequence[Tensor],
-        regions: list[Tensor],
-        matches: list[Tensor],
-        labels: list[Tensor],
-        shapes: Sequence[Sequence[Shape] | None],
-    ) -> Tensor:
-        objects = [torch.where(label > 0)[0] for label in labels]
-        positive = [boxes[index] for boxes, index in zip(regions, objects, strict=True)]
-        logits_RKMM = self._mask_logits(features, positive)
-        side = logits_RKMM.shape[-1]
-        wanted = []
-        for boxes, match, index, outlines in zip(positive, matches, objects, shapes, strict=True):
-            assert outlines is not None, "a mask detector's samples have outlines"
-            owners = (outlines[i] for i in match[index].tolist())
-            pairs = zip(owners, boxes.cpu().numpy(), strict=True)
-            wanted += [cut(outline, box, side) for outline, box in pairs]
-        if not wanted:
-            return logits_RKMM.sum() * 0
-        classes_R = torch.cat([label[i] for label, i in zip(labels, objects, strict=True)]) - 1
-        wanted_RMM = torch.from_numpy(np.stack(wanted)).to(logits_RKMM)
-        own_RMM = logits_RKMM[torch.arange(len(classes_R), device=classes_R.device), classes_R]
-        return F.binary_cross_entropy_with_logits(own_RMM, wanted_RMM)
-
-    def _mask_logits(self, features: Sequence[Tensor], regions: list[Tensor]) -> Tensor:
-        assert self.region_mask_pooler is not None and self.region_mask_head is not None
-        logits: Tensor = self.region_mask_head(self.region_mask_pooler(features, regions))
-        return logits
-
     def _add_masks(self, features: Sequence[Tensor], found: list[dict[str, Tensor]]) -> None:
-        logits_RKMM = self._mask_logits(features, [item["boxes"] for item in found])
-        split = logits_RKMM.split([len(item["boxes"]) for item in found])
-        for item, logits in zip(found, split, strict=True):
-            own = logits[torch.arange(len(logits), device=logits.device), item["classes"]]
-            item["masks"] = own.sigmoid()
+        assert self.region_mask_head is not None
+        regions = [item["boxes"] for item in found]
+        if self.region_mask_pooler is not None:
+            maps_RCMM = self.region_mask_pooler(features, regions)
+        else:
+            maps_RCMM, _ = self._box_features(features, regions)
+        logits_RMM = self.region_mask_head(maps_RCMM, torch.cat([i["classes"] for i in found]))
+        for item, logits in zip(found, logits_RMM.split([len(r) for r in regions]), strict=True):
+            item["masks"] = logits.sigmoid()
+
+
+def _mask_loss(
+    logits_RMM: Tensor,
+    regions: Sequence[Tensor],
+    owners: Sequence[Tensor],
+    shapes: Sequence[Sequence[Shape] | None],
+) -> Tensor:
+    """Binary cross-entropy of objects' regions against the outlines cut by them.
+
+    Args:
+        owners: per image the index of the object that each region belongs to.
+    """
+    side = logits_RMM.shape[-1]
+    wanted = []
+    for boxes, owner, outlines in zip(regions, owners, shapes, strict=True):
+        assert outlines is not None, "a mask detector's samples have outlines"
+        pairs = zip(owner.tolist(), boxes.cpu().numpy(), strict=True)
+        wanted += [cut(outlines[index], box, side) for index, box in pairs]
+    if not wanted:
+        return logits_RMM.sum() * 0
+    wanted_RMM = torch.from_numpy(np.stack(wanted)).to(logits_RMM)
+    return F.binary_cross_entropy_with_logits(logits_RMM, wanted_RMM)
 
 
 def _background_last(labels_R: Tensor, num_classes: int) -> Tensor:

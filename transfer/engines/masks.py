@@ -3,6 +3,7 @@
 Shape letters: N objects, H x W pixels, M side of a mask head's map.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ from sslbench.datasets import DataError
 
 # An object at the size its detector sees it: polygons as x, y, x, y, ..., or uint8 pixels (H, W).
 Shape = tuple[np.ndarray, ...] | np.ndarray
+
+
+def valid_polygons(polygons: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Those of at least three points; COCO's tools would take four numbers for a box."""
+    return [list(points) for points in polygons if len(points) % 2 == 0 and len(points) >= 6]
 
 
 def rasterise(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Region proposals of the torchvision engine: torchvision's, with Detectron2's anchors and losses.
 
-Shape letters: R anchors of a batch.
+Shape letters: B images, R anchors of a batch, A anchors of an image.
 """
 
 import math
@@ -9,9 +9,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from transfer.engines.recipe import Recipe
 
@@ -72,8 +74,50 @@ def _per_level(values: Sequence[Sequence[float]], levels: int) -> tuple[tuple[fl
     return tuple(tuple(level) for level in repeated)
 
 
+class Corrections(BoxCoder):
+    """Boxes and their corrections, in float32 whatever the precision of the network."""
+
+    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+        """Apply corrections; half precision would round a box of 800 pixels to multiples of 4."""
+        decoded: Tensor = super().decode(rel_codes.float(), boxes)
+        return decoded
+
+
 class ProposalNetwork(RegionProposalNetwork):
-    """Region proposal network with L1 and cross-entropy losses over a fixed normaliser."""
+    """Region proposal network with L1 and cross-entropy losses over a fixed normaliser.
+
+    Proposals are ranked by their logits, whose sigmoid makes ties of sure ones, and every box with
+    an extent counts; torchvision drops those below 1e-3 pixels.
+    """
+
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Best boxes of each image, and their logits.
+
+        Args:
+            proposals: (B, A, 4).
+            objectness: logits, any shape of B * A values.
+        """
+        logits_BA = objectness.detach().reshape(len(proposals), -1)
+        counts = torch.tensor(num_anchors_per_level, device=proposals.device)
+        levels_A = torch.arange(len(counts), device=proposals.device).repeat_interleave(counts)
+        top_BA = self._get_top_n_idx(logits_BA, num_anchors_per_level)
+        found = []
+        for all_boxes, logits, top, shape in zip(
+            proposals, logits_BA, top_BA, image_shapes, strict=True
+        ):
+            boxes = clip_boxes_to_image(all_boxes[top], shape)
+            has_extent = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+            boxes, top = boxes[has_extent], top[has_extent]
+            keep = batched_nms(boxes, logits[top].float(), levels_A[top], self.nms_thresh)
+            keep = keep[: self.post_nms_top_n()]
+            found.append((boxes[keep], logits[top[keep]]))
+        return [boxes for boxes, _ in found], [logits for _, logits in found]
 
     def compute_loss(
         self,
@@ -83,6 +127,7 @@ class ProposalNetwork(RegionProposalNetwork):
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Sum over the sampled anchors, divided by how many there should be, not were found."""
+        objectness, pred_bbox_deltas = objectness.float(), pred_bbox_deltas.float()
         positive, negative = self.fg_bg_sampler(labels)
         positive_R = torch.cat(positive).bool()
         sampled_R = positive_R | torch.cat(negative).bool()
@@ -104,7 +149,7 @@ def build_proposals(recipe: Recipe, channels: int, strides: Sequence[int]) -> Pr
         strides,
     )
     background, foreground = recipe["MODEL.RPN.IOU_THRESHOLDS"]
-    return ProposalNetwork(
+    network = ProposalNetwork(
         anchors,
         RPNHead(channels, anchors.num_anchors_per_location()[0]),
         fg_iou_thresh=foreground,
@@ -121,3 +166,5 @@ def build_proposals(recipe: Recipe, channels: int, strides: Sequence[int]) -> Pr
         },
         nms_thresh=recipe["MODEL.RPN.NMS_THRESH"],
     )
+    network.box_coder = Corrections((1.0, 1.0, 1.0, 1.0))
+    return network

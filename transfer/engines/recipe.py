@@ -26,6 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "INPUT.RANDOM_FLIP": "horizontal",
     "DATALOADER.ASPECT_RATIO_GROUPING": True,
     "DATALOADER.FILTER_EMPTY_ANNOTATIONS": True,
+    "DATALOADER.SAMPLER_TRAIN": "TrainingSampler",
+    "DATALOADER.REPEAT_THRESHOLD": 0.0,
+    "DATALOADER.REPEAT_SQRT": True,
     "MODEL.MASK_ON": False,
     "MODEL.PIXEL_MEAN": (103.530, 116.280, 123.675),
     "MODEL.PIXEL_STD": (1.0, 1.0, 1.0),
@@ -99,8 +102,21 @@ FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", ("choice",)),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", ("WarmupMultiStepLR",)),
     "SOLVER.WARMUP_METHOD": ("linear", ("linear",)),
-    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler", ("TrainingSampler",)),
+    "SOLVER.BIAS_LR_FACTOR": (1.0, (1.0,)),
+    "SOLVER.WEIGHT_DECAY_BIAS": (None, (None,)),
+    "SOLVER.CLIP_GRADIENTS.ENABLED": (False, (False,)),
+    "SOLVER.AMP.ENABLED": (False, (False,)),
+    "TEST.AUG.ENABLED": (False, (False,)),
+    "INPUT.CROP.ENABLED": (False, (False,)),
+    "INPUT.MASK_FORMAT": ("polygon", ("polygon",)),
+    "MODEL.KEYPOINT_ON": (False, (False,)),
+    "MODEL.LOAD_PROPOSALS": (False, (False,)),
+    "MODEL.ROI_HEADS.PROPOSAL_APPEND_GT": (True, (True,)),
 }
+
+# Keys that our own loop and loader read for both engines, so that Detectron2 itself never does.
+OF_THE_LOOP = ("SOLVER.", "DATALOADER.", "TEST.AUG.", "TEST.EVAL_PERIOD")
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 # Keys that the task, the trainer or the layout decide for both engines, so that a recipe's value is
 # never consulted.
@@ -133,7 +149,7 @@ def recipe_path(name: str) -> Path:
 
 
 def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read one YAML file over the file its ``_BASE_`` names, decoding as Detectron2 does."""
+    """Read one YAML file over the files its ``_BASE_`` names, decoding as Detectron2 does."""
     path = path.resolve()
     if path in seen:
         raise ConfigError(f"{path}: _BASE_ goes round in a circle")
@@ -145,11 +161,11 @@ def read_recipe(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(table, dict):
         raise ConfigError(f"{path} must be a table of Detectron2 keys, got {type(table).__name__}")
-    parent = table.pop("_BASE_", None)
-    table = decoded(table)
-    if parent is None:
-        return table
-    return overlay(read_recipe(path.parent / parent, (*seen, path)), table)
+    bases = table.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:  # the later of two wins
+        merged = overlay(merged, read_recipe(path.parent / base, (*seen, path)))
+    return overlay(merged, decoded(table))
 
 
 def decoded(value: Any) -> Any:
@@ -224,19 +240,47 @@ class Recipe:
 
     def require_portable(self) -> None:
         """Refuse every key and value that the torchvision engine would silently ignore."""
-        problems = []
-        for key, value in self.given.items():
-            if key not in DEFAULTS and key not in FIXED and key not in ELSEWHERE:
-                problems.append(f"{key} = {value!r} is not built by the torchvision engine")
-        for key, (default, accepted) in FIXED.items():
-            value = self.given.get(key, default)
-            if value not in accepted:
-                problems.append(
-                    f"{key} is {value!r}; the torchvision engine builds {accepted[0]!r}"
-                )
+        unread, unfit = self._unread(), self._unfit()
+        problems = [
+            f"{key} = {value!r} is not built by the torchvision engine"
+            for key, value in unread.items()
+        ]
+        problems += [
+            f"{key} is {value!r}; the torchvision engine builds {FIXED[key][1][0]!r}"
+            for key, value in unfit.items()
+        ]
         if problems:
             listed = "\n".join(f"  {problem}" for problem in problems)
             raise ConfigError(
                 f"{self.name} needs the detectron2 engine (install Detectron2) or other values:\n"
                 + listed
             )
+
+    def require_known_loop(self) -> None:
+        """Refuse what our loop and loader, which serve both engines, would silently ignore."""
+        problems = self._unread() | self._unfit()
+        for key, value in problems.items():
+            if key.startswith(OF_THE_LOOP):
+                remedy = f"set {FIXED[key][1][0]!r}" if key in FIXED else "take it out"
+                raise ConfigError(
+                    f"{self.name}: {key} is {value!r}, which training here does not do: {remedy}"
+                )
+        sampler = self["DATALOADER.SAMPLER_TRAIN"]
+        if sampler not in SAMPLERS:
+            raise ConfigError(
+                f"{self.name}: DATALOADER.SAMPLER_TRAIN is {sampler!r}; known: {SAMPLERS}"
+            )
+        threshold = self["DATALOADER.REPEAT_THRESHOLD"]
+        if sampler == "RepeatFactorTrainingSampler" and not threshold > 0:
+            raise ConfigError(
+                f"{self.name}: DATALOADER.REPEAT_THRESHOLD must be above 0 for {sampler}, "
+                f"got {threshold}; LVIS takes 0.001"
+            )
+
+    def _unread(self) -> dict[str, Any]:
+        known = {*DEFAULTS, *FIXED, *ELSEWHERE}
+        return {key: value for key, value in self.given.items() if key not in known}
+
+    def _unfit(self) -> dict[str, Any]:
+        values = {key: self.given.get(key, default) for key, (default, _) in FIXED.items()}
+        return {key: value for key, value in values.items() if value not in FIXED[key][1]}

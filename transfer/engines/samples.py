@@ -3,7 +3,7 @@
 Shape letters: H x W pixels, N objects.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sslbench.datasets import DataError, Record, decode_rgb
+from sslbench.datasets import DataError, Object, Record, decode_rgb
 from sslbench.rng import numpy_generator
 from transfer.engines.base import Draw
-from transfer.engines.masks import Shape, rasterise
+from transfer.engines.masks import Shape, rasterise, valid_polygons
 from transfer.engines.recipe import Recipe
 
 
@@ -37,6 +37,30 @@ def resized_shape(height: int, width: int, short_side: int, max_size: int) -> tu
     if max(scaled) > max_size:
         scaled = [side * max_size / max(scaled) for side in scaled]
     return int(scaled[0] + 0.5), int(scaled[1] + 0.5)
+
+
+def learnable(record: Record, *, with_masks: bool) -> tuple[Object, ...]:
+    """Objects that a detector is taught, with the polygons that are any: no crowds.
+
+    As in Detectron2's reader an object whose polygons all have less than three points is left out.
+
+    Raises:
+        DataError: masks are wanted and an object has no outline at all.
+    """
+    objects = [item for item in record.objects if not item.crowd]
+    if not with_masks:
+        return tuple(objects)
+    kept = []
+    for item in objects:
+        if not item.segmentation:
+            raise DataError(
+                f"{record.path} has an object without segmentation; masks cannot be learned from it"
+            )
+        if isinstance(item.segmentation, list):
+            item = replace(item, segmentation=valid_polygons(item.segmentation))
+        if item.segmentation:
+            kept.append(item)
+    return tuple(kept)
 
 
 class SampleMapper:
@@ -83,12 +107,14 @@ class SampleMapper:
         return np.asarray(resized)
 
     def _targets(self, record: Record, shape: tuple[int, int], flip: bool) -> dict[str, Any]:
-        objects = [item for item in record.objects if not item.crowd]
-        scale = np.array([shape[1] / record.width, shape[0] / record.height] * 2, np.float32)
-        boxes_N4 = np.array([item.box for item in objects], np.float32).reshape(-1, 4) * scale
-        boxes_N4 = boxes_N4.clip(0, np.array([shape[1], shape[0]] * 2, np.float32))
+        objects = learnable(record, with_masks=self.with_masks)
+        # in float64 to the end: a box that leaves its own outline by a rounding error cuts another
+        # mask from it than Detectron2's
+        scale = np.array([shape[1] / record.width, shape[0] / record.height] * 2)
+        boxes_N4 = np.array([item.box for item in objects], np.float64).reshape(-1, 4) * scale
         if flip:
             boxes_N4[:, [0, 2]] = shape[1] - boxes_N4[:, [2, 0]]
+        boxes_N4 = boxes_N4.clip(0, np.array([shape[1], shape[0]] * 2)).astype(np.float32)
         kept = np.flatnonzero(((boxes_N4[:, 2:] - boxes_N4[:, :2]) > 1e-5).all(axis=1))
         targets: dict[str, Any] = {
             "boxes_N4": torch.from_numpy(boxes_N4[kept]),
@@ -103,10 +129,6 @@ class SampleMapper:
 
 def _shape(segmentation: Any, record: Record, shape: tuple[int, int], flip: bool) -> Shape:
     """An object at the augmented size: polygons are scaled exactly, an RLE is resampled."""
-    if not segmentation:
-        raise DataError(
-            f"{record.path} has an object without segmentation; masks cannot be learned from it"
-        )
     if isinstance(segmentation, dict):
         where = f"an object of {record.path}"
         mask = Image.fromarray(rasterise(segmentation, record.height, record.width, where))

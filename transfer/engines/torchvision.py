@@ -146,16 +146,19 @@ class Detector(nn.Module):
 def norm_factory(name: str) -> Norm | None:
     """Detectron2's name of a norm -> its module; None for no norm.
 
-    One process normalises over its own batch, so that ``SyncBN`` is plain batch norm there.
+    One process normalises over its own batch, so that both kinds of ``SyncBN`` are plain batch norm
+    there, in Detectron2 too.
     """
     known: dict[str, Norm | None] = {
         "": None,
         "BN": nn.BatchNorm2d,
         "SyncBN": nn.BatchNorm2d,
+        "naiveSyncBN": nn.BatchNorm2d,
         "FrozenBN": FrozenBatchNorm2d,
     }
     if name not in known:
-        raise ConfigError(f"norm {name!r} is not built by the torchvision engine; known: {known}")
+        named = ", ".join(repr(norm) for norm in known)
+        raise ConfigError(f"norm {name!r} is not built by the torchvision engine; known: {named}")
     return known[name]
 
 
@@ -187,7 +190,10 @@ def _build_c4(
     del trunk.layer4
     features = C4Features(trunk)
     pooler = RegionPooler(recipe["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"], features.strides)
-    return features, RegionHeads(recipe, pooler, head, BoxPredictor(channels, num_classes))
+    predictor, masks = BoxPredictor(channels, num_classes), None
+    if recipe["MODEL.MASK_ON"]:
+        masks = build_mask_head(recipe, channels, num_classes, norm_factory)
+    return features, RegionHeads(recipe, pooler, head, predictor, masks)
 
 
 def _build_fpn(
@@ -202,8 +208,8 @@ def _build_fpn(
         RegionPooler(recipe["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"], strides),
         head,
         BoxPredictor(outputs, num_classes),
-        RegionPooler(recipe["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"], strides),
         build_mask_head(recipe, channels, num_classes, norm_factory),
+        RegionPooler(recipe["MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION"], strides),
     )
 
 
