@@ -5,6 +5,7 @@ SUITE ?= $(if $(CKPT),checkpoint,table1)
 SITE ?= configs/site/local.toml
 RUNS ?= runs
 DATA ?=
+ROOTS ?=
 CKPT ?=
 BRANCH ?= online
 SET ?=
@@ -17,6 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 WHERE = --site "$(SITE)" --runs "$(RUNS)" $(if $(DATA),--data "$(DATA)") \
+	$(foreach root,$(ROOTS),--data "$(root)") \
 	$(if $(CKPT),--checkpoint "$(CKPT)" --branch $(BRANCH)) $(SET)
 LAUNCH = $(BIN)/python -m launch
 NO_GPU := not gpu and not longrun
@@ -31,6 +33,7 @@ help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Variables: DATA=folder of data sets  CKPT=checkpoint to start from  BRANCH=online|target"
+	@echo "             ROOTS='coco2017=folder ...' for single sets that lie elsewhere"
 	@echo "             SUITE=name or TOML  SITE=TOML  RUNS=folder of results  SET='key.sub=value ...'"
 
 setup: $(STAMP) ## Virtual environment, torch, this package, Detectron2 where it can be had

@@ -18,7 +18,7 @@ from launch.site import SiteConfig, data_roots, load_site
 from launch.state import clock, read_states
 from launch.suite import Suite, load_suite, with_checkpoint, with_overrides
 from launch.tables import branches, print_table
-from sslbench.command import INTERRUPTED
+from sslbench.command import INTERRUPTED, Data
 from sslbench.datasets import DataRoots
 from sslbench.files import disk_errors_named
 
@@ -37,7 +37,6 @@ Overrides = Annotated[
 ]
 Runs = Annotated[Path | None, typer.Option(help="run folder (default: the site's)")]
 Site = Annotated[Path | None, typer.Option(help="site file (default: configs/site/local.toml)")]
-Data = Annotated[Path | None, typer.Option(help="root of the data sets")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="evaluate this checkpoint in the place of pretraining")
 ]
@@ -77,7 +76,7 @@ def _plan(
     site_config = load_site(site)
     chosen = with_checkpoint(load_suite(suite), checkpoint, branch)
     chosen = with_overrides(chosen, overrides or ())
-    roots = data_roots(chosen, site_config, data)
+    roots = data_roots(chosen.data, site_config, data or ())
     runs_dir = (runs or site_config.runs).expanduser().resolve()
     stages, missing = survey(chosen, roots, runs_dir)
     asked = [item for item in missing if not only or item.tags & set(only)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sslbench.command import errors_in_one_paragraph, require_place
+from sslbench.command import Data, errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
 from sslbench.files import read_json
 from sslbench.stage import run_standalone
@@ -176,7 +176,7 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as seed=1 or set.SOLVER.MAX_ITER=90")
     ] = None,
-    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    data: Data = None,
     out: Out = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
@@ -191,7 +191,7 @@ def run(
         folder, made = run_standalone(
             stage,
             inputs={"weights": weights},
-            data=DataRoots(data),
+            data=DataRoots.given(data or ()),
             out=out,
             device=device,
             num_workers=workers,
