@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from sslbench.catalog import lookup
-from sslbench.datasets import DataError, DataRoots, Dataset, Record, content_id, read
+from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, content_id, read
 from sslbench.stage import StageContext
 from transfer.engines import ENGINES
 from transfer.task import TaskConfig
@@ -59,7 +59,7 @@ class Detection:
             train, test = read_data(task, ctx.data)
             notes = (*task.departures_from_protocol(), *weights.notes)
             log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
-            for note in notes:
+            for note in (*train.notes, *test.notes, *notes):
                 log.info(note)
             if not (ctx.dir / PREDICTIONS).exists():
                 engine = self._detector(ctx, task, weights, train, log)
@@ -193,11 +193,25 @@ def read_data(task: TaskConfig, roots: DataRoots) -> tuple[Dataset, Dataset]:
     if not any(record.objects for record in test.records):
         raise DataError(f"task {task.task}: {task.test} has no image with objects to test on")
     joined = tuple(record for part in parts for record in part.records)
-    return replace(parts[0], records=joined), test
+    if task.kind == "mask_rcnn":
+        _require_outlines(task, joined)
+    said = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+    return replace(parts[0], records=joined, notes=said), test
+
+
+def _require_outlines(task: TaskConfig, records: Sequence[Record]) -> None:
+    for record in records:
+        for item in record.objects:
+            if item.segmentation is None and not item.crowd:
+                raise DataError(
+                    f"task {task.task}: annotation {item.annotation_id} of {record.path} has a box "
+                    "but no segmentation, and masks are trained on; add it or remove the annotation"
+                )
 
 
 def usable(records: Sequence[Record], log: "RunLog", *, drop_empty: bool) -> tuple[Record, ...]:
-    """Training records without boxes of zero area and images that then hold nothing.
+    """Training records without boxes of zero area, objects whose polygons all enclose nothing, and
+    images that then hold nothing: Detectron2 leaves these out too.
 
     Raises:
         DataError: no image is left.
@@ -205,14 +219,19 @@ def usable(records: Sequence[Record], log: "RunLog", *, drop_empty: bool) -> tup
     kept = []
     num_degenerate = 0
     for record in records:
-        whole = tuple(o for o in record.objects if o.box[2] > o.box[0] and o.box[3] > o.box[1])
+        whole = tuple(item for item in record.objects if _has_pixels(item))
         num_degenerate += len(record.objects) - len(whole)
         if not drop_empty or any(not item.crowd for item in whole):
             kept.append(replace(record, objects=whole))
     if num_degenerate:
-        log.info(f"{num_degenerate} boxes of zero area dropped from training")
+        log.info(f"{num_degenerate} objects without any area dropped from training")
     if len(kept) < len(records):
         log.info(f"{len(records) - len(kept)} training images without objects left out")
     if not kept:
         raise DataError("no training image has an object")
     return tuple(kept)
+
+
+def _has_pixels(item: Object) -> bool:
+    left, top, right, bottom = item.box
+    return right > left and bottom > top and item.segmentation != []

@@ -7,7 +7,7 @@
 
 from pathlib import Path
 
-from sslbench.datasets import coco, identity, voc
+from sslbench.datasets import coco, identity, lvis, voc
 from sslbench.datasets.images import (
     ImageList,
     decode_rgb,
@@ -83,7 +83,7 @@ def read(spec: str, roots: DataRoots) -> Dataset:
         case "coco":
             return coco.read_coco(dataset, split, folder)
         case "lvis":
-            return coco.read_lvis(dataset, split, folder, locate("coco2017", roots))
+            return lvis.read_lvis(dataset, split, folder, locate("coco2017", roots))
 
 
 def segment_maps(spec: str, roots: DataRoots) -> tuple[SegmentMap, ...]:
@@ -154,7 +154,7 @@ def images(source: str | Path, roots: DataRoots) -> ImageList:
             return ImageList(image_folder, tuple(sorted(index_folder(image_folder).values())))
         case "lvis":
             coco_folder = locate("coco2017", roots)
-            records = coco.read_lvis(dataset, split, folder, coco_folder).records
+            records = lvis.read_lvis(dataset, split, folder, coco_folder).records
             names = sorted(record.path.relative_to(coco_folder).as_posix() for record in records)
             return ImageList(coco_folder, tuple(names))
 
@@ -186,4 +186,4 @@ def content_id(spec: str, roots: DataRoots) -> str:
         case "coco":
             return identity.coco_id(split, folder)
         case "lvis":
-            return identity.lvis_id(split, folder, locate("coco2017", roots))
+            return identity.lvis_id(dataset, split, folder, locate("coco2017", roots))
