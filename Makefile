@@ -9,6 +9,7 @@ ROOTS ?=
 CKPT ?=
 BRANCH ?= online
 SET ?=
+STRICT ?=
 
 # Waiting threads spin for microseconds only: without spinning an idle machine trains half as fast,
 # with the default (milliseconds) a busy one ten times slower.
@@ -18,7 +19,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 WHERE = --site "$(SITE)" --runs "$(RUNS)" $(if $(DATA),--data "$(DATA)") \
-	$(foreach root,$(ROOTS),--data "$(root)") \
+	$(foreach root,$(ROOTS),--data "$(root)") $(if $(STRICT),--strict) \
 	$(if $(CKPT),--checkpoint "$(CKPT)" --branch $(BRANCH)) $(SET)
 LAUNCH = $(BIN)/python -m launch
 NO_GPU := not gpu and not longrun
@@ -34,6 +35,7 @@ help: ## List the targets
 	@echo
 	@echo "  Variables: DATA=folder of data sets  CKPT=checkpoint to start from  BRANCH=online|target"
 	@echo "             ROOTS='coco2017=folder ...' for single sets that lie elsewhere"
+	@echo "             STRICT=1 refuses what departs from the published protocols"
 	@echo "             SUITE=name or TOML  SITE=TOML  RUNS=folder of results  SET='key.sub=value ...'"
 
 setup: $(STAMP) ## Virtual environment, torch, this package, Detectron2 where it can be had

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launch.graph import Missing, PlannedStage, select, survey
+from launch.graph import Missing, PlannedStage, require_protocols, select, survey
 from launch.site import SiteConfig, data_roots, load_site
 from launch.state import clock, read_states
 from launch.suite import Suite, load_suite, with_checkpoint, with_overrides
@@ -47,6 +47,9 @@ Only = Annotated[
     list[str] | None,
     typer.Option(help="task or stage kind, with all it builds on; may be repeated"),
 ]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="refuse tasks that depart from their published protocols")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
 
@@ -72,10 +75,13 @@ def _plan(
     checkpoint: Checkpoint = None,
     branch: Branch = "online",
     only: Only = None,
+    strict: Strict = False,
 ) -> Planned:
     site_config = load_site(site)
     chosen = with_checkpoint(load_suite(suite), checkpoint, branch)
     chosen = with_overrides(chosen, overrides or ())
+    if strict:
+        chosen = chosen.model_copy(update={"strict": True})
     roots = data_roots(chosen.data, site_config, data or ())
     runs_dir = (runs or site_config.runs).expanduser().resolve()
     stages, missing = survey(chosen, roots, runs_dir)
@@ -107,6 +113,7 @@ def on_a_suite(command: Callable[..., None]) -> Callable[..., None]:
 @on_a_suite
 def plan_command(planned: Planned) -> None:
     """Show the stages of a suite as a tree, with the state of each. Runs nothing."""
+    _require_protocols(planned)
     console = Console()
     depths: dict[str, int] = {}
     for stage in planned.chosen:
@@ -132,6 +139,7 @@ def run(planned: Planned, debug: Debug = False) -> None:
 
     if planned.missing:
         raise planned.missing[0].error
+    _require_protocols(planned)
     console = Console()
 
     def say(text: str) -> None:
@@ -149,6 +157,11 @@ def run(planned: Planned, debug: Debug = False) -> None:
         raise typer.Exit(INTERRUPTED) from None
     if bad:
         raise typer.Exit(1)
+
+
+def _require_protocols(planned: Planned) -> None:
+    if planned.suite.strict:
+        require_protocols(planned.chosen)
 
 
 @app.command()

@@ -11,6 +11,7 @@ from sslbench.catalog import lookup
 from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, content_id, read
 from sslbench.stage import StageContext
 from transfer.engines import ENGINES
+from transfer.protocol import check, departures
 from transfer.task import TaskConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class Detection:
         """Pin engine and recipe."""
         return replace(self, config=self.config.resolved())
 
+    @property
+    def published_runs(self) -> int:
+        """Runs that published numbers are the mean of; a twin is compared with none."""
+        is_twin = self.config.protocol not in ("", self.config.task)
+        return 1 if is_twin else self.config.published_runs
+
+    def departures(self) -> tuple[str, ...]:
+        """What of the config leaves the published protocol; weights and data may add to it."""
+        return departures(self.config.resolved())
+
     def run(self, ctx: StageContext) -> dict[str, str]:
         """See ``Stage``."""
         from sslbench.log import RunLog
@@ -57,7 +68,7 @@ class Detection:
         task = self.config.resolved().on_trunk(weights.depth, weights.width)
         with RunLog(ctx.dir) as log:
             train, test = read_data(task, ctx.data)
-            notes = (*task.departures_from_protocol(), *weights.notes)
+            notes = (*check(task, train, test), *weights.notes)
             log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
             for note in (*train.notes, *test.notes, *notes):
                 log.info(note)
@@ -195,8 +206,12 @@ def read_data(task: TaskConfig, roots: DataRoots) -> tuple[Dataset, Dataset]:
     joined = tuple(record for part in parts for record in part.records)
     if task.kind == "mask_rcnn":
         _require_outlines(task, joined)
-    said = tuple(dict.fromkeys(note for part in parts for note in part.notes))
-    return replace(parts[0], records=joined, notes=said), test
+    return replace(
+        parts[0],
+        records=joined,
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        unofficial=tuple(line for part in parts for line in part.unofficial),
+    ), test
 
 
 def _require_outlines(task: TaskConfig, records: Sequence[Record]) -> None:

@@ -5,6 +5,7 @@
 >>> images("photos.tar", roots).read(0)
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from sslbench.datasets import coco, identity, lvis, voc
@@ -16,6 +17,7 @@ from sslbench.datasets.images import (
     images_of_path,
     index_folder,
 )
+from sslbench.datasets.official import unofficial
 from sslbench.datasets.records import Box, Dataset, ImageLabels, Object, Record
 from sslbench.datasets.roots import (
     DataError,
@@ -75,6 +77,11 @@ def read(spec: str, roots: DataRoots) -> Dataset:
     Raises:
         DataError: something is missing or broken; nothing is skipped silently.
     """
+    data = _read(spec, roots)
+    return replace(data, unofficial=unofficial(data))
+
+
+def _read(spec: str, roots: DataRoots) -> Dataset:
     dataset, split = parse_spec(spec)
     folder = locate(dataset, roots)
     match layout_of(dataset).family:

@@ -50,6 +50,7 @@ class Dataset:
         records: sorted by image id.
         annotation_path: the JSON, or None for VOC's one XML per image.
         notes: lines for people about odd but legitimate annotations.
+        unofficial: how the split differs from the released one, if it does; one line a split.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Dataset:
     records: tuple[Record, ...]
     annotation_path: Path | None
     notes: tuple[str, ...] = ()
+    unofficial: tuple[str, ...] = ()
 
 
 class ImageLabels(NamedTuple):
