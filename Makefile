@@ -18,8 +18,8 @@ export GOMP_SPINCOUNT ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-WHERE = --site "$(SITE)" --runs "$(RUNS)" $(if $(DATA),--data "$(DATA)") \
-	$(foreach root,$(ROOTS),--data "$(root)") $(if $(STRICT),--strict) \
+DATA_FLAGS = $(if $(DATA),--data "$(DATA)") $(foreach root,$(ROOTS),--data "$(root)")
+WHERE = --site "$(SITE)" --runs "$(RUNS)" $(DATA_FLAGS) $(if $(STRICT),--strict) \
 	$(if $(CKPT),--checkpoint "$(CKPT)" --branch $(BRANCH)) $(SET)
 LAUNCH = $(BIN)/python -m launch
 NO_GPU := not gpu and not longrun
@@ -27,7 +27,7 @@ PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 FAST := $(NO_GPU) and not slow and not slurm and not browser and not d2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan pretrain transfer-all svm report status \
+.PHONY: help setup demo plan doctor pretrain transfer-all svm report status \
 	test test-fast test-d2 check format lint types clean
 
 help: ## List the targets
@@ -49,6 +49,9 @@ demo: $(STAMP) ## The whole pipeline on built-in pictures: pretrain, convert, de
 
 plan: $(STAMP) ## Print the stages of SUITE and their state
 	@$(LAUNCH) plan $(SUITE) $(WHERE)
+
+doctor: $(STAMP) ## Are the data there, whole and official? All data sets, or those of SUITE=
+	@$(LAUNCH) doctor $(if $(filter file,$(origin SUITE)),,$(SUITE)) --site "$(SITE)" $(DATA_FLAGS)
 
 pretrain: $(STAMP) ## Run the pretraining stages of SUITE
 	@$(LAUNCH) run $(SUITE) $(WHERE) --only pretrain

@@ -1,4 +1,7 @@
-"""python -m launch plan|run|status|report SUITE [key=value ...]: a suite on this machine."""
+"""python -m launch plan|run|status|report SUITE [key=value ...]: a suite on this machine.
+
+``python -m launch doctor [SUITE or data set ...]`` looks over the data that it needs.
+"""
 
 import functools
 import inspect
@@ -156,6 +159,28 @@ def run(planned: Planned, debug: Debug = False) -> None:
         say("\ninterrupted; run the same command to continue")
         raise typer.Exit(INTERRUPTED) from None
     if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="suites, data sets (voc2007), splits (coco2017/val) or image folders"),
+    ] = None,
+    data: Data = None,
+    site: Site = None,
+    sample: Annotated[int, typer.Option(min=1, help="images of each split to decode")] = 32,
+) -> None:
+    """Say whether the data are there, whole and official, and how they are expected; runs nothing.
+
+    Exit code 1 if something that was asked for is missing or broken.
+    """
+    from launch.doctor import data_of, examine
+
+    if not examine(
+        names or (), data_of(names or (), load_site(site), data or ()), sample, Console()
+    ):
         raise typer.Exit(1)
 
 

@@ -224,9 +224,7 @@ def _plan_task(
     cell: Cell,
 ) -> None:
     config_type = resolve(REFS[task.stage]).config_type
-    table = read_toml(task.config) if task.config else {}
-    where = str(task.config or f"task {task.id!r}")
-    config = _reseeded(build(config_type, overlay(table, task.set), where), seed)
+    config = _reseeded(_task_config(task), seed)
     _require_same_name(task, config)
     if suite.strict and "strict" in config_type.model_fields:  # what weights and data add to it
         config = config.model_copy(update={"strict": True})
@@ -318,6 +316,25 @@ class _Builder:
                 raise ConfigError(f"row {method!r}: there is no {what} {path}")
             self._imports[path] = FromFile(path, file_sha256(path))
         return self._imports[path]
+
+
+def data_needs(suite: Suite) -> tuple[str, ...]:
+    """Data specs and image paths that the stages of a suite read, there or not.
+
+    Raises:
+        ConfigError: a config of the suite is wrong.
+    """
+    pretrained = [pretraining(line.row) for line in suite.lines if line.row.pretrain]
+    asked = [task for task in suite.task if task.stage != "mask_quality" or pretrained]
+    measuring = [resolve(REFS[task.stage])(_task_config(task)) for task in asked]
+    specs = (spec for stage in (*pretrained, *measuring) for spec in stage.needs())
+    return tuple(dict.fromkeys(specs))
+
+
+def _task_config(task: Task) -> Any:
+    table = read_toml(task.config) if task.config else {}
+    where = str(task.config or f"task {task.id!r}")
+    return build(resolve(REFS[task.stage]).config_type, overlay(table, task.set), where)
 
 
 def require_protocols(stages: Iterable[PlannedStage]) -> None:

@@ -5,7 +5,6 @@ of the model, the schedule and the resolution live in the Detectron2 recipe that
 changed with ``set.SOLVER.MAX_ITER=90``.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 from pydantic import Field, model_validator
 
 from sslbench.config import CONFIGS_DIR, ConfigError, FrozenConfig, NotHashed, load, overlay
+from sslbench.installed import package_folder
 from transfer.engines.recipe import (
     DEFAULTS,
     FIXED,
@@ -155,13 +155,8 @@ def _refuse(recipe: Recipe, key: str, value: Any, wanted: str) -> NoReturn:
 
 
 def has_detectron2() -> bool:
-    """Whether Detectron2 is installed, without importing it: that would import torch.
-
-    A folder that only bears its name, such as a clone in the working directory, is a namespace
-    without ``__init__.py`` and does not count.
-    """
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None and Path(spec.origin).is_file()
+    """Whether Detectron2 is installed, without importing it: that would import torch."""
+    return package_folder("detectron2") is not None
 
 
 def pick_engine() -> Literal["detectron2", "torchvision"]:
