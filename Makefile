@@ -5,9 +5,11 @@ SUITE ?= $(if $(CKPT),checkpoint,table1)
 SITE ?= configs/site/local.toml
 RUNS ?= runs
 DATA ?=
+ROOTS ?=
 CKPT ?=
 BRANCH ?= online
 SET ?=
+STRICT ?=
 
 # Waiting threads spin for microseconds only: without spinning an idle machine trains half as fast,
 # with the default (milliseconds) a busy one ten times slower.
@@ -16,7 +18,8 @@ export GOMP_SPINCOUNT ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
-WHERE = --site "$(SITE)" --runs "$(RUNS)" $(if $(DATA),--data "$(DATA)") \
+DATA_FLAGS = $(if $(DATA),--data "$(DATA)") $(foreach root,$(ROOTS),--data "$(root)")
+WHERE = --site "$(SITE)" --runs "$(RUNS)" $(DATA_FLAGS) $(if $(STRICT),--strict) \
 	$(if $(CKPT),--checkpoint "$(CKPT)" --branch $(BRANCH)) $(SET)
 LAUNCH = $(BIN)/python -m launch
 NO_GPU := not gpu and not longrun
@@ -24,13 +27,15 @@ PARALLEL = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 FAST := $(NO_GPU) and not slow and not slurm and not browser and not d2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan pretrain transfer-all svm report status \
+.PHONY: help setup demo plan doctor pretrain transfer-all svm report status \
 	test test-fast test-d2 check format lint types clean
 
 help: ## List the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-13s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Variables: DATA=folder of data sets  CKPT=checkpoint to start from  BRANCH=online|target"
+	@echo "             ROOTS='coco2017=folder ...' for single sets that lie elsewhere"
+	@echo "             STRICT=1 refuses what departs from the published protocols"
 	@echo "             SUITE=name or TOML  SITE=TOML  RUNS=folder of results  SET='key.sub=value ...'"
 
 setup: $(STAMP) ## Virtual environment, torch, this package, Detectron2 where it can be had
@@ -44,6 +49,9 @@ demo: $(STAMP) ## The whole pipeline on built-in pictures: pretrain, convert, de
 
 plan: $(STAMP) ## Print the stages of SUITE and their state
 	@$(LAUNCH) plan $(SUITE) $(WHERE)
+
+doctor: $(STAMP) ## Are the data there, whole and official? All data sets, or those of SUITE=
+	@$(LAUNCH) doctor $(if $(filter file,$(origin SUITE)),,$(SUITE)) --site "$(SITE)" $(DATA_FLAGS)
 
 pretrain: $(STAMP) ## Run the pretraining stages of SUITE
 	@$(LAUNCH) run $(SUITE) $(WHERE) --only pretrain

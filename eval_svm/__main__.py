@@ -24,9 +24,15 @@ PROTOCOL = CONFIGS_DIR / "svm" / "voc07.toml"
 
 def main(
     checkpoint: Annotated[Path, typer.Argument(help="file of any known code base")],
-    voc: Annotated[Path, typer.Option(help="folder with JPEGImages and ImageSets, or above it")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help='key=value, as "costs=[1.0]"')
+    ] = None,
+    voc: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder with JPEGImages and ImageSets, or above it; default: "
+            "DETECTRON2_DATASETS, else data"
+        ),
     ] = None,
     train: Annotated[str | None, typer.Option(help="split, as trainval or train")] = None,
     test: Annotated[str | None, typer.Option(help="split, as test or val")] = None,
@@ -45,7 +51,7 @@ def main(
         folder, made = run_standalone(
             stage,
             inputs={"checkpoint": checkpoint},
-            data=DataRoots(voc),
+            data=DataRoots.given([] if voc is None else [str(voc)]),
             out=out,
             device=device,
             num_workers=workers,

@@ -41,6 +41,10 @@ class VOC07SVM:
     def needs(self) -> tuple[str, ...]:
         return (only("labels", self.config.train), only("labels", self.config.test))
 
+    def departures(self) -> tuple[str, ...]:
+        """What of the config leaves the published protocol."""
+        return self.config.departures_from_protocol()
+
     def run(self, ctx: StageContext) -> dict[str, str]:
         from sslbench.checkpoint import load_backbone  # torch: not on the login node
         from sslbench.log import RunLog

@@ -1,4 +1,7 @@
-"""python -m launch plan|run|status|report SUITE [key=value ...]: a suite on this machine."""
+"""python -m launch plan|run|status|report SUITE [key=value ...]: a suite on this machine.
+
+``python -m launch doctor [SUITE or data set ...]`` looks over the data that it needs.
+"""
 
 import functools
 import inspect
@@ -13,12 +16,12 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from launch.graph import Missing, PlannedStage, select, survey
+from launch.graph import Missing, PlannedStage, require_protocols, select, survey
 from launch.site import SiteConfig, data_roots, load_site
 from launch.state import clock, read_states
 from launch.suite import Suite, load_suite, with_checkpoint, with_overrides
 from launch.tables import branches, print_table
-from sslbench.command import INTERRUPTED
+from sslbench.command import INTERRUPTED, Data
 from sslbench.datasets import DataRoots
 from sslbench.files import disk_errors_named
 
@@ -37,7 +40,6 @@ Overrides = Annotated[
 ]
 Runs = Annotated[Path | None, typer.Option(help="run folder (default: the site's)")]
 Site = Annotated[Path | None, typer.Option(help="site file (default: configs/site/local.toml)")]
-Data = Annotated[Path | None, typer.Option(help="root of the data sets")]
 Checkpoint = Annotated[
     Path | None, typer.Option(help="evaluate this checkpoint in the place of pretraining")
 ]
@@ -47,6 +49,9 @@ Branch = Annotated[
 Only = Annotated[
     list[str] | None,
     typer.Option(help="task or stage kind, with all it builds on; may be repeated"),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="refuse tasks that depart from their published protocols")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="show tracebacks")]
 
@@ -73,11 +78,14 @@ def _plan(
     checkpoint: Checkpoint = None,
     branch: Branch = "online",
     only: Only = None,
+    strict: Strict = False,
 ) -> Planned:
     site_config = load_site(site)
     chosen = with_checkpoint(load_suite(suite), checkpoint, branch)
     chosen = with_overrides(chosen, overrides or ())
-    roots = data_roots(chosen, site_config, data)
+    if strict:
+        chosen = chosen.model_copy(update={"strict": True})
+    roots = data_roots(chosen.data, site_config, data or ())
     runs_dir = (runs or site_config.runs).expanduser().resolve()
     stages, missing = survey(chosen, roots, runs_dir)
     asked = [item for item in missing if not only or item.tags & set(only)]
@@ -108,6 +116,7 @@ def on_a_suite(command: Callable[..., None]) -> Callable[..., None]:
 @on_a_suite
 def plan_command(planned: Planned) -> None:
     """Show the stages of a suite as a tree, with the state of each. Runs nothing."""
+    _require_protocols(planned)
     console = Console()
     depths: dict[str, int] = {}
     for stage in planned.chosen:
@@ -133,6 +142,7 @@ def run(planned: Planned, debug: Debug = False) -> None:
 
     if planned.missing:
         raise planned.missing[0].error
+    _require_protocols(planned)
     console = Console()
 
     def say(text: str) -> None:
@@ -150,6 +160,33 @@ def run(planned: Planned, debug: Debug = False) -> None:
         raise typer.Exit(INTERRUPTED) from None
     if bad:
         raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="suites, data sets (voc2007), splits (coco2017/val) or image folders"),
+    ] = None,
+    data: Data = None,
+    site: Site = None,
+    sample: Annotated[int, typer.Option(min=1, help="images of each split to decode")] = 32,
+) -> None:
+    """Say whether the data are there, whole and official, and how they are expected; runs nothing.
+
+    Exit code 1 if something that was asked for is missing or broken.
+    """
+    from launch.doctor import data_of, examine
+
+    if not examine(
+        names or (), data_of(names or (), load_site(site), data or ()), sample, Console()
+    ):
+        raise typer.Exit(1)
+
+
+def _require_protocols(planned: Planned) -> None:
+    if planned.suite.strict:
+        require_protocols(planned.chosen)
 
 
 @app.command()

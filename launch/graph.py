@@ -15,7 +15,7 @@ from sslbench.catalog import resolve
 from sslbench.config import ConfigError, build, overlay, read_toml
 from sslbench.datasets import DataError, DataRoots
 from sslbench.files import file_sha256
-from sslbench.stage import Stage, content_ids, describe, fingerprint, resolved
+from sslbench.stage import Stage, content_ids, departing, describe, fingerprint, resolved
 
 REFS = {
     "pretrain": "pretrain.stage:Pretrain",
@@ -172,7 +172,7 @@ def _plan_line(builder: "_Builder", suite: Suite, line: Line, seed: int) -> list
     missing = []
     for task in tasks:
         try:
-            _plan_task(builder, row, task, seed, source, cells[task.id])
+            _plan_task(builder, suite, row, task, seed, source, cells[task.id])
         except DataError as error:
             missing.append(Missing((cells[task.id],), frozenset(_tags_of(task)), error))
     return missing
@@ -216,6 +216,7 @@ def pretraining(row: Row) -> Stage:
 
 def _plan_task(
     builder: "_Builder",
+    suite: Suite,
     row: Row,
     task: Task,
     seed: int,
@@ -223,10 +224,10 @@ def _plan_task(
     cell: Cell,
 ) -> None:
     config_type = resolve(REFS[task.stage]).config_type
-    table = read_toml(task.config) if task.config else {}
-    where = str(task.config or f"task {task.id!r}")
-    config = _reseeded(build(config_type, overlay(table, task.set), where), seed)
+    config = _reseeded(_task_config(task), seed)
     _require_same_name(task, config)
+    if suite.strict and "strict" in config_type.model_fields:  # what weights and data add to it
+        config = config.model_copy(update={"strict": True})
     inputs = {"checkpoint": source["checkpoint"]}
     if task.stage == "mask_quality":
         inputs = dict(source)
@@ -315,6 +316,41 @@ class _Builder:
                 raise ConfigError(f"row {method!r}: there is no {what} {path}")
             self._imports[path] = FromFile(path, file_sha256(path))
         return self._imports[path]
+
+
+def data_needs(suite: Suite) -> tuple[str, ...]:
+    """Data specs and image paths that the stages of a suite read, there or not.
+
+    Raises:
+        ConfigError: a config of the suite is wrong.
+    """
+    pretrained = [pretraining(line.row) for line in suite.lines if line.row.pretrain]
+    asked = [task for task in suite.task if task.stage != "mask_quality" or pretrained]
+    measuring = [resolve(REFS[task.stage])(_task_config(task)) for task in asked]
+    specs = (spec for stage in (*pretrained, *measuring) for spec in stage.needs())
+    return tuple(dict.fromkeys(specs))
+
+
+def _task_config(task: Task) -> Any:
+    table = read_toml(task.config) if task.config else {}
+    where = str(task.config or f"task {task.id!r}")
+    return build(resolve(REFS[task.stage]).config_type, overlay(table, task.set), where)
+
+
+def require_protocols(stages: Iterable[PlannedStage]) -> None:
+    """Refuse stages whose numbers would depart from a published protocol, before any of them runs.
+
+    Raises:
+        ConfigError: lists every departure of every stage.
+    """
+    found = {stage.name: departing(stage.stage) for stage in stages if stage.answers}
+    listed = [f"  {name}: {line}" for name, lines in found.items() for line in lines]
+    if listed:
+        raise ConfigError(
+            "the suite is strict and these are not the published protocols:\n"
+            + "\n".join(listed)
+            + "\nMend these, or run without --strict: then each is a footnote of the numbers"
+        )
 
 
 def select(stages: Iterable[PlannedStage], only: Iterable[str]) -> list[PlannedStage]:

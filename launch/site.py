@@ -1,5 +1,6 @@
 """A site file: this machine's device, workers, data and run folder. Recorded, never hashed."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ from pydantic import Field
 from sslbench.config import CONFIGS_DIR, FrozenConfig, load
 
 if TYPE_CHECKING:
-    from launch.suite import Suite
+    from launch.suite import DataDefaults
     from sslbench.datasets import DataRoots
 
 LOCAL_SITE = CONFIGS_DIR / "site" / "local.toml"
@@ -17,7 +18,7 @@ LOCAL_SITE = CONFIGS_DIR / "site" / "local.toml"
 class DataSite(FrozenConfig):
     """Where the data sets lie; ``overrides`` gives single ones a folder: ``voc2007 = "/x"``."""
 
-    root: Path = Path("data")
+    root: Path | None = None  # None: DETECTRON2_DATASETS where it is set, else "data"
     overrides: dict[str, Path] = {}  # noqa: RUF012 (frozen, pydantic copies it)
 
 
@@ -36,19 +37,20 @@ def load_site(path: Path | None) -> SiteConfig:
     return load(SiteConfig, path or LOCAL_SITE)
 
 
-def data_roots(suite: "Suite", site: SiteConfig, given: Path | None) -> "DataRoots":
+def data_roots(suite: "DataDefaults", site: SiteConfig, given: Sequence[str] = ()) -> "DataRoots":
     """Say where the data lie: what the user gave, else the suite's own data, else the site's.
 
-    A suite on built-in data names its root: a site for real data must not swap it by accident.
+    A suite on built-in data names its root: a site for real data must not swap it by accident. A
+    site that names no root leaves it to DETECTRON2_DATASETS.
     """
     from sslbench.datasets import DataRoots
 
-    if given is not None:
-        return DataRoots(root=given.expanduser().resolve(), overrides={})
-    if suite.data.root is not None:
-        return DataRoots(root=suite.data.root, overrides=suite.data.overrides)
-    overrides = site.data.overrides | suite.data.overrides
-    return DataRoots(
-        root=site.data.root.expanduser().resolve(),
-        overrides={name: path.expanduser().resolve() for name, path in overrides.items()},
-    )
+    if suite.root is not None:
+        known = DataRoots(suite.root, suite.overrides, "the suite")
+        return DataRoots.given(given, otherwise=known)
+    overrides = {**site.data.overrides, **suite.overrides}
+    own = {name: path.expanduser().resolve() for name, path in overrides.items()}
+    base = DataRoots.of_environment()
+    if site.data.root is not None:
+        base = DataRoots(site.data.root.expanduser().resolve(), source="the site file")
+    return DataRoots.given(given, otherwise=DataRoots(base.root, own, base.source))

@@ -159,6 +159,7 @@ class Suite(FrozenConfig):
     cell: tuple[TableCell, ...] = ()
     seeds: int = Field(default=1, gt=0)
     repeat_from: Literal["pretrain", "task"] = "pretrain"  # the first stage that seeds repeat
+    strict: bool = False  # refuse to run tasks that depart from their published protocols
     data: DataDefaults = DataDefaults()
 
     @field_validator("row", "task")

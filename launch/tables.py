@@ -12,6 +12,10 @@ STYLES = {
     "failed": "red",
     "interrupted": "yellow",
     "new": "dim",
+    "official": "green",
+    "not official": "yellow",
+    "missing": "red",
+    "broken": "red",
 }
 
 

@@ -15,7 +15,7 @@ import typer
 from pretrain.config import PretrainConfig
 from pretrain.stage import Pretrain
 from sslbench import dist
-from sslbench.command import errors_in_one_paragraph
+from sslbench.command import Data, errors_in_one_paragraph
 from sslbench.config import load
 from sslbench.datasets import DataRoots
 from sslbench.stage import run_standalone
@@ -27,7 +27,7 @@ def main(
         list[str] | None, typer.Argument(help="key.sub=value, as images=photos/")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default runs/pretrain/...")] = None,
-    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    data: Data = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
 ) -> None:
@@ -37,7 +37,7 @@ def main(
         folder, made = run_standalone(
             Pretrain(cfg),
             inputs=cfg.inputs,
-            data=DataRoots(data),
+            data=DataRoots.given(data or ()),
             out=out,
             device=device,
             num_workers=workers,

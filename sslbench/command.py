@@ -5,10 +5,22 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from sslbench.files import disk_errors_named
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+# For ``DataRoots.given``, the same in every command.
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="where data sets lie, or one of them: voc2007=DIR; may be repeated; "
+        "default: DETECTRON2_DATASETS, else data"
+    ),
+]
 
 
 @contextlib.contextmanager

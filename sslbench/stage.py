@@ -90,6 +90,11 @@ def footnotes(stage: Any) -> tuple[str, ...]:
     return tuple(stage.footnotes()) if hasattr(stage, "footnotes") else ()
 
 
+def departing(stage: Any) -> tuple[str, ...]:
+    """Where a measuring stage's config leaves the published protocol; most name none."""
+    return tuple(stage.departures()) if hasattr(stage, "departures") else ()
+
+
 def caption(stage: Any, picture: str) -> str:
     """What the stage's ``picture.png`` shows; its name where the stage does not say."""
     said: Mapping[str, str] = getattr(stage, "captions", {})

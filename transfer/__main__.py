@@ -7,6 +7,7 @@
     python -m transfer convert runs/pretrain/cyborgs-0123456789ab --layout fpn
     python -m transfer verify runs/moco_c4/weights.pkl --against moco_v2.pth --config my.yaml
     python -m transfer run voc0712_det --weights runs/moco_c4/weights.pkl --data /data
+    python -m transfer run coco_fpn --weights fpn.pkl --data coco2017=/fast/coco --strict
 
 Every command continues what was interrupted, and does nothing where it is already done.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from sslbench.command import errors_in_one_paragraph, require_place
+from sslbench.command import Data, errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
 from sslbench.files import read_json
 from sslbench.stage import run_standalone
@@ -176,10 +177,13 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as seed=1 or set.SOLVER.MAX_ITER=90")
     ] = None,
-    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    data: Data = None,
     out: Out = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="loader processes")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="refuse whatever departs from the published protocol")
+    ] = False,
 ) -> None:
     """Fine-tune a detector from converted weights and evaluate it."""
     from sslbench.results import read_results
@@ -187,11 +191,12 @@ def run(
     from transfer.task import load_task
 
     with errors_in_one_paragraph():
-        stage = Detection(load_task(task, overrides or ()))
+        demanded = ["strict=true"] if strict else []
+        stage = Detection(load_task(task, [*(overrides or ()), *demanded]))
         folder, made = run_standalone(
             stage,
             inputs={"weights": weights},
-            data=DataRoots(data),
+            data=DataRoots.given(data or ()),
             out=out,
             device=device,
             num_workers=workers,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from sslbench.catalog import lookup
-from sslbench.datasets import DataError, DataRoots, Dataset, Record, content_id, read
+from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, content_id, read
 from sslbench.stage import StageContext
 from transfer.engines import ENGINES
+from transfer.protocol import check, departures
 from transfer.task import TaskConfig
 
 if TYPE_CHECKING:
@@ -51,6 +52,16 @@ class Detection:
         """Pin engine and recipe."""
         return replace(self, config=self.config.resolved())
 
+    @property
+    def published_runs(self) -> int:
+        """Runs that published numbers are the mean of; a twin is compared with none."""
+        is_twin = self.config.protocol not in ("", self.config.task)
+        return 1 if is_twin else self.config.published_runs
+
+    def departures(self) -> tuple[str, ...]:
+        """What of the config leaves the published protocol; weights and data may add to it."""
+        return departures(self.config.resolved())
+
     def run(self, ctx: StageContext) -> dict[str, str]:
         """See ``Stage``; a signal ends it as soon as what is done is saved."""
         from sslbench import dist
@@ -64,14 +75,9 @@ class Detection:
                 weights = Weights.read(ctx.inputs["weights"])
                 task = self.config.resolved().on_trunk(weights.depth, weights.width)
                 train, test = read_data(task, ctx.data)
-                notes = (
-                    *task.footnotes,
-                    *task.departures_from_protocol(),
-                    *task.notes_on_settings(),
-                    *weights.notes,
-                )
+                notes = (*task.footnotes, *check(task, train, test), *weights.notes)
                 log.info(f"task {task.task}: engine {task.engine}, test {len(test.records)} images")
-                for note in notes:
+                for note in (*train.notes, *test.notes, *notes):
                     log.info(note)
             dist.barrier()  # nobody predicts before everybody has looked
             if not (ctx.dir / PREDICTIONS).exists():
@@ -238,11 +244,29 @@ def read_data(task: TaskConfig, roots: DataRoots) -> tuple[Dataset, Dataset]:
     if not any(record.objects for record in test.records):
         raise DataError(f"task {task.task}: {task.test} has no image with objects to test on")
     joined = tuple(record for part in parts for record in part.records)
-    return replace(parts[0], records=joined), test
+    if task.kind == "mask_rcnn":
+        _require_outlines(task, joined)
+    return replace(
+        parts[0],
+        records=joined,
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+        unofficial=tuple(line for part in parts for line in part.unofficial),
+    ), test
+
+
+def _require_outlines(task: TaskConfig, records: Sequence[Record]) -> None:
+    for record in records:
+        for item in record.objects:
+            if item.segmentation is None and not item.crowd:
+                raise DataError(
+                    f"task {task.task}: annotation {item.annotation_id} of {record.path} has a box "
+                    "but no segmentation, and masks are trained on; add it or remove the annotation"
+                )
 
 
 def usable(records: Sequence[Record], log: "RunLog", *, drop_empty: bool) -> tuple[Record, ...]:
-    """Training records without boxes of zero area and images that then hold nothing.
+    """Training records without boxes of zero area, objects whose polygons all enclose nothing, and
+    images that then hold nothing: Detectron2 leaves these out too.
 
     Raises:
         DataError: no image is left.
@@ -250,14 +274,19 @@ def usable(records: Sequence[Record], log: "RunLog", *, drop_empty: bool) -> tup
     kept = []
     num_degenerate = 0
     for record in records:
-        whole = tuple(o for o in record.objects if o.box[2] > o.box[0] and o.box[3] > o.box[1])
+        whole = tuple(item for item in record.objects if _has_pixels(item))
         num_degenerate += len(record.objects) - len(whole)
         if not drop_empty or any(not item.crowd for item in whole):
             kept.append(replace(record, objects=whole))
     if num_degenerate:
-        log.info(f"{num_degenerate} boxes of zero area dropped from training")
+        log.info(f"{num_degenerate} objects without any area dropped from training")
     if len(kept) < len(records):
         log.info(f"{len(records) - len(kept)} training images without objects left out")
     if not kept:
         raise DataError("no training image has an object")
     return tuple(kept)
+
+
+def _has_pixels(item: Object) -> bool:
+    left, top, right, bottom = item.box
+    return right > left and bottom > top and item.segmentation != []

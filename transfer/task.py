@@ -5,7 +5,6 @@ of the model, the schedule and the resolution live in the Detectron2 recipe that
 changed with ``set.SOLVER.MAX_ITER=90``.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 from pydantic import Field, model_validator
 
 from sslbench.config import CONFIGS_DIR, ConfigError, FrozenConfig, NotHashed, load, overlay
+from sslbench.installed import package_folder
 from transfer.engines.recipe import (
     DEFAULTS,
-    ELSEWHERE,
     FIXED,
     Recipe,
     read_recipe,
@@ -55,6 +54,9 @@ class TaskConfig(FrozenConfig):
     scale_lr_with_batch: bool = False
     scaled_from: dict[str, Any] = Field(default_factory=dict)  # the recipe's own, by resolved()
     footnotes: Annotated[tuple[str, ...], NotHashed] = ()  # stand beside every number of the task
+    strict: Annotated[bool, NotHashed] = False  # refuse whatever departs from the protocol
+    # Runs that published numbers of the protocol are the mean of; a report notes fewer.
+    published_runs: Annotated[int, NotHashed] = Field(default=1, gt=0)
     checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
     evaluate_every: Annotated[int, NotHashed] = Field(default=0, ge=0)  # iterations; 0: at the end
     num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
@@ -128,54 +130,6 @@ class TaskConfig(FrozenConfig):
         changed = overlay(self.recipe_values, {"MODEL": {"RESNETS": values}})
         return self.model_copy(update={"recipe_values": changed})
 
-    def departures_from_protocol(self) -> tuple[str, ...]:
-        """Footnotes of a result: what differs from the published protocol that the task names."""
-        name = self.protocol or self.task
-        if not (TASKS_DIR / f"{name}.toml").is_file():
-            if name == self.task and not self.set:
-                return ()
-            raise ConfigError(f"task {self.task}: protocol {name!r} is no file of {TASKS_DIR}")
-        official = load_task(name)
-        return describe_departures(self, official)
-
-
-SUBJECTS = {  # the first prefix that fits decides
-    "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
-    "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
-    "resolution": ("INPUT.",),
-    "proposals": ("MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.", "MODEL.ROI_HEADS."),
-    "heads": ("MODEL.FPN.", "MODEL.ROI_BOX_HEAD.", "MODEL.ROI_MASK_HEAD."),
-    "other settings": ("",),
-}
-
-
-def describe_departures(task: TaskConfig, official: TaskConfig) -> tuple[str, ...]:
-    """One line per subject (data, schedule, resolution, ...) in which two tasks differ."""
-    lines = []
-    for name in ("kind", "layout", "metric"):
-        if getattr(task, name) != getattr(official, name):
-            lines.append(f"{name}: {getattr(task, name)}")
-    if (task.train, task.test) != (official.train, official.test):
-        lines.append(f"data: {' + '.join(task.train)} -> {task.test}")
-    ours, theirs = task.values(), official.values()
-    changed: dict[str, list[str]] = {}
-    for key in sorted({*theirs.given, *ours.given} - set(ELSEWHERE)):
-        value = _value(ours, key)
-        from_data = key == "MODEL.ROI_HEADS.NUM_CLASSES" and key not in ours.given
-        if value != _value(theirs, key) and not from_data:
-            subject = next(s for s, prefixes in SUBJECTS.items() if key.startswith(prefixes))
-            short = ".".join(key.split(".")[-2:])
-            changed.setdefault(subject, []).append(f"{short} {_brief(value)}")
-    lines += [f"{s}: {', '.join(changed[s])}" for s in SUBJECTS if s in changed]
-    return tuple(f"departs from {official.task} in {line}" for line in lines)
-
-
-def _value(recipe: Recipe, key: str) -> Any:
-    try:
-        return recipe[key]
-    except KeyError:
-        return None
-
 
 def _brief(value: Any) -> str:
     return json.dumps(value) if isinstance(value, tuple) else str(value)
@@ -229,13 +183,8 @@ def _refuse(recipe: Recipe, key: str, value: Any, wanted: str) -> NoReturn:
 
 
 def has_detectron2() -> bool:
-    """Whether Detectron2 is installed, without importing it: that would import torch.
-
-    A folder that only bears its name, such as a clone in the working directory, is a namespace
-    without ``__init__.py`` and does not count.
-    """
-    spec = importlib.util.find_spec("detectron2")
-    return spec is not None and spec.origin is not None and Path(spec.origin).is_file()
+    """Whether Detectron2 is installed, without importing it: that would import torch."""
+    return package_folder("detectron2") is not None
 
 
 def pick_engine() -> Literal["detectron2", "torchvision"]:

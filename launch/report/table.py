@@ -276,7 +276,9 @@ def _entry(row: str, column: Column, planned: Sequence[PlannedStage], found: _Fo
         column=column,
         results=results,
         gap="" if has_number else _gap(planned, found.blocked),
-        notes=tuple(dict.fromkeys((*_notes(results), *inherited))) if has_number else (),
+        notes=tuple(dict.fromkeys((*_notes(results), *_few_runs(planned, results), *inherited)))
+        if has_number
+        else (),
         stages=tuple(stage.name for stage in planned),
     )
 
@@ -306,6 +308,16 @@ def _notes(results: Sequence[Result]) -> tuple[str, ...]:
         f"measured with the {result.engine} engine" for result in results if result.engine
     )
     return (*engines, *notes)
+
+
+def _few_runs(planned: Sequence[PlannedStage], results: Sequence[Result]) -> tuple[str, ...]:
+    """Say that published numbers are the mean of more runs than ours."""
+    published = max(getattr(stage.stage, "published_runs", 1) for stage in planned)
+    measured = sum(result.value is not None for result in results)
+    if measured >= published:
+        return ()
+    runs = "one run" if measured == 1 else f"the mean of {measured} runs"
+    return (f"{runs}; published numbers are the mean of {published}",)
 
 
 def _with_best(

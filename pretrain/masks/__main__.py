@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslbench import dist
-from sslbench.command import errors_in_one_paragraph, require_place
+from sslbench.command import Data, errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Data = Annotated[Path, typer.Option(help="where data sets lie")]
 TITLES = {"bytes_per_image": "bytes/image", "clusters": "K"}
 
 
@@ -46,7 +45,7 @@ def make(
         list[str] | None,
         typer.Argument(help="source=felzenszwalb, max_clusters=81, seed=3: as in method.masks"),
     ] = None,
-    data: Data = Path("data"),
+    data: Data = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="network whose features source=kmeans clusters")
     ] = None,
@@ -64,7 +63,7 @@ def make(
 
     with errors_in_one_paragraph():
         order = Order.read(images, overrides or (), checkpoint, branch)
-        make_store(store, order, DataRoots(data), device, workers)
+        make_store(store, order, DataRoots.given(data or ()), device, workers)
         if dist.is_main():
             _print_rows(list_masks(store))
 
@@ -92,7 +91,7 @@ def _print_rows(rows: "Sequence[Row]") -> None:
 @app.command()
 def verify(
     store: Annotated[Path, typer.Argument(help="a mask store, as RUN/masks/epoch_0006")],
-    data: Data = Path("data"),
+    data: Data = None,
     images: Annotated[
         str | None, typer.Option(help="the images it was made for: folder, list, tar or split")
     ] = None,
@@ -102,7 +101,7 @@ def verify(
     from sslbench.datasets import images as list_images
 
     with errors_in_one_paragraph():
-        listed = None if images is None else list_images(images, DataRoots(data))
+        listed = None if images is None else list_images(images, DataRoots.given(data or ()))
         whole = True
         for problem in problems(store, listed):
             print(problem)
@@ -117,7 +116,7 @@ def show(
     stores: Annotated[list[Path], typer.Argument(help="mask stores of the same images, in order")],
     images: Annotated[str, typer.Option(help="their images: folder, list, tar or split")],
     out: Annotated[Path, typer.Option(help="gallery.html or gallery.png")],
-    data: Data = Path("data"),
+    data: Data = None,
     count: Annotated[
         int | None, typer.Option(min=1, help="images, evenly spread (default 10)")
     ] = None,
@@ -145,7 +144,7 @@ def show(
         if name and count:
             raise ValueError(f"--count {count} beside --name: give one of them")
         wanted = Wanted(crf=crf, upsampled=upsampled, checkpoints=tuple(checkpoint or ()))
-        roots = DataRoots(data)
+        roots = DataRoots.given(data or ())
         listed = list_images(images, roots)
         opened = open_stores(stores, listed)
         shown = Shown.load(images, listed, roots)
@@ -163,7 +162,7 @@ def show(
 def quality(
     stores: Annotated[list[Path], typer.Argument(help="mask stores of the same images")],
     spec: Annotated[str, typer.Option(help="labelled split, as coco2017/val:segments")],
-    data: Data = Path("data"),
+    data: Data = None,
     images: Annotated[str, typer.Option(help="what the masks were made of, if not the split")] = "",
     out: Annotated[Path | None, typer.Option(help="folder for quality.json, .csv, curve")] = None,
     workers: Annotated[int, typer.Option(min=0, help="processes that help")] = 0,
@@ -172,7 +171,11 @@ def quality(
     from pretrain.masks.quality_command import run_quality
 
     with errors_in_one_paragraph():
-        print(run_quality(stores, spec, data, images=images, out=out, workers=workers))
+        print(
+            run_quality(
+                stores, spec, DataRoots.given(data or ()), images=images, out=out, workers=workers
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sslbench.datasets import DataRoots
 def run_quality(
     stores: Sequence[Path],
     spec: str,
-    data: Path,
+    roots: DataRoots,
     *,
     images: str = "",
     out: Path | None = None,
@@ -29,7 +29,7 @@ def run_quality(
     """
     if out is not None:
         require_place("--out", out, is_folder=True)
-    quality = quality_of(stores, spec, DataRoots(data), masks_of=images, num_workers=workers)
+    quality = quality_of(stores, spec, roots, masks_of=images, num_workers=workers)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_quality(out, quality)

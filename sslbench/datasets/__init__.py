@@ -5,9 +5,10 @@
 >>> images("photos.tar", roots).read(0)
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from sslbench.datasets import coco, identity, voc
+from sslbench.datasets import coco, identity, lvis, voc
 from sslbench.datasets.images import (
     ImageList,
     decode_rgb,
@@ -16,6 +17,7 @@ from sslbench.datasets.images import (
     images_of_path,
     index_folder,
 )
+from sslbench.datasets.official import unofficial
 from sslbench.datasets.records import Box, Dataset, ImageLabels, Object, Record
 from sslbench.datasets.roots import (
     DataError,
@@ -75,6 +77,11 @@ def read(spec: str, roots: DataRoots) -> Dataset:
     Raises:
         DataError: something is missing or broken; nothing is skipped silently.
     """
+    data = _read(spec, roots)
+    return replace(data, unofficial=unofficial(data))
+
+
+def _read(spec: str, roots: DataRoots) -> Dataset:
     dataset, split = parse_spec(spec)
     folder = locate(dataset, roots)
     match layout_of(dataset).family:
@@ -83,7 +90,7 @@ def read(spec: str, roots: DataRoots) -> Dataset:
         case "coco":
             return coco.read_coco(dataset, split, folder)
         case "lvis":
-            return coco.read_lvis(dataset, split, folder, locate("coco2017", roots))
+            return lvis.read_lvis(dataset, split, folder, locate("coco2017", roots))
 
 
 def segment_maps(spec: str, roots: DataRoots) -> tuple[SegmentMap, ...]:
@@ -154,7 +161,7 @@ def images(source: str | Path, roots: DataRoots) -> ImageList:
             return ImageList(image_folder, tuple(sorted(index_folder(image_folder).values())))
         case "lvis":
             coco_folder = locate("coco2017", roots)
-            records = coco.read_lvis(dataset, split, folder, coco_folder).records
+            records = lvis.read_lvis(dataset, split, folder, coco_folder).records
             names = sorted(record.path.relative_to(coco_folder).as_posix() for record in records)
             return ImageList(coco_folder, tuple(names))
 
@@ -186,4 +193,4 @@ def content_id(spec: str, roots: DataRoots) -> str:
         case "coco":
             return identity.coco_id(split, folder)
         case "lvis":
-            return identity.lvis_id(split, folder, locate("coco2017", roots))
+            return identity.lvis_id(dataset, split, folder, locate("coco2017", roots))

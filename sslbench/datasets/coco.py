@@ -1,16 +1,15 @@
-"""COCO instances JSON and LVIS v1 JSON: boxes, polygons, RLE crowds."""
+"""COCO instances JSON, and the frame that LVIS shares with it."""
 
 import contextlib
 import gc
 import json
-import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sslbench.datasets.annotations import Frame, objects_by_image
 from sslbench.datasets.images import index_folder
-from sslbench.datasets.records import Box, Dataset, Object, Record
+from sslbench.datasets.records import Dataset, Record
 from sslbench.datasets.roots import DataError, shorten, unknown_split
 
 SPLITS = ("train", "val")
@@ -37,15 +36,8 @@ def coco_images(split: str, folder: Path) -> Path:
     return folder / f"{split}2017"
 
 
-def lvis_json(split: str, folder: Path) -> Path:
-    """Return the path of the JSON of an LVIS v1 split."""
-    if split not in SPLITS:
-        raise unknown_split("lvis_v1", split, SPLITS, folder)
-    return folder / f"lvis_v1_{split}.json"
-
-
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Pause the cycle collector, which would walk a million new objects again and again."""
     was_on = gc.isenabled()
     gc.disable()
@@ -56,7 +48,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@_no_collection()
+@no_collection()
 def read_coco(dataset: str, split: str, folder: Path) -> Dataset:
     """Read a COCO split from the folder that holds ``annotations``."""
     image_folder = coco_images(split, folder)
@@ -65,39 +57,25 @@ def read_coco(dataset: str, split: str, folder: Path) -> Dataset:
     content = load_json(json_path)
     paths = {
         image["id"]: image_folder / image["file_name"] if image["file_name"] in names else None
-        for image in json_rows(content, "images", ("id", "file_name"), json_path)
+        for image in image_rows(content, ("file_name",), json_path)
     }
-    return _dataset(dataset, split, content, paths, json_path, image_folder)
-
-
-@_no_collection()
-def read_lvis(dataset: str, split: str, folder: Path, coco_folder: Path) -> Dataset:
-    """Read an LVIS split; ``coco_url`` places each image (val has images of train2017 too)."""
-    json_path = lvis_json(split, folder)
-    content = load_json(json_path)
-    rows = json_rows(content, "images", ("id", "coco_url"), json_path)
-    places = {image["id"]: tuple(image["coco_url"].rsplit("/", 2)[-2:]) for image in rows}
-    present = {
-        (name, file)
-        for name in {place[0] for place in places.values()}
-        if (coco_folder / name).is_dir()
-        for file in index_folder(coco_folder / name).values()
-    }
-    paths = {
-        image_id: coco_folder.joinpath(*place) if place in present else None
-        for image_id, place in places.items()
-    }
-    return _dataset(dataset, split, content, paths, json_path, coco_folder)
+    return assemble(dataset, split, content, paths, json_path, image_folder)
 
 
 def load_json(json_path: Path) -> dict[str, Any]:
     """Read an annotation file whose outermost value is an object."""
     try:
-        content = json.loads(json_path.read_bytes())
+        data = json_path.read_bytes()
     except FileNotFoundError:
         raise DataError(
             f"annotation file {json_path} is not there; unpack the annotations"
         ) from None
+    except OSError as error:
+        raise DataError(f"annotation file {json_path} cannot be read: {error.strerror}") from None
+    if not data.strip():
+        raise DataError(f"{json_path} is not valid JSON: it is empty; fetch it again")
+    try:
+        content = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{json_path} is not valid JSON ({error}); it was cut short: fetch it again"
@@ -125,7 +103,39 @@ def json_rows(
     return rows
 
 
-def _dataset(
+def image_rows(
+    content: Mapping[str, Any], fields: Iterable[str], json_path: Path
+) -> list[dict[str, Any]]:
+    """Return the images once each has its own id, a size and ``fields``."""
+    rows = json_rows(content, "images", ("id", "height", "width", *fields), json_path)
+    if not rows:
+        raise DataError(f"{json_path} lists no image; fetch it again")
+    _require_own_ids(rows, "images", json_path)
+    for row in rows:
+        for side in ("height", "width"):
+            if type(row[side]) is not int or row[side] < 1:
+                raise DataError(
+                    f"{json_path}: image {row['id']} has the {side} {row[side]!r}; it must be a "
+                    "whole number of pixels from 1 on. Fetch the file again"
+                )
+        if not isinstance(row.get("file_name", ""), str):
+            raise DataError(
+                f"{json_path}: image {row['id']} has the file_name {row['file_name']!r}, not a text"
+            )
+    return rows
+
+
+def _require_own_ids(rows: Iterable[Mapping[str, Any]], key: str, json_path: Path) -> None:
+    seen: set[int] = set()
+    for row in rows:
+        if type(row["id"]) is not int:
+            raise DataError(f"{json_path}: {key} has the id {row['id']!r}, not a whole number")
+        if row["id"] in seen:
+            raise DataError(f"{json_path}: {key} has the id {row['id']} twice; drop one of the two")
+        seen.add(row["id"])
+
+
+def assemble(
     dataset: str,
     split: str,
     content: Mapping[str, Any],
@@ -133,64 +143,54 @@ def _dataset(
     json_path: Path,
     image_folder: Path,
 ) -> Dataset:
-    images = json_rows(content, "images", ("height", "width"), json_path)
+    """Build the data set of a parsed file.
+
+    Args:
+        paths: image id -> its file, or None where it is not on disk.
+    """
     absent = [image_id for image_id, path in paths.items() if path is None]
     if absent:
         raise DataError(
             f"{json_path} names {len(absent)} images that are not in {image_folder}: "
             f"ids {shorten(absent)}. Complete the images or take them out of the annotations"
         )
-    if not images or len(paths) != len(images):
-        raise DataError(f"{json_path} has {len(images)} images with {len(paths)} different ids")
-    categories = sorted(
-        json_rows(content, "categories", ("id", "name"), json_path), key=lambda c: c["id"]
+    names_by_id = _categories(content, json_path)
+    index_of = {number: index for index, number in enumerate(names_by_id)}
+    images = sorted(content["images"], key=lambda image: image["id"])
+    frames = {
+        image["id"]: Frame(path, image["height"], image["width"])
+        for image in images
+        if (path := paths[image["id"]]) is not None
+    }
+    rows = json_rows(content, "annotations", ("id", "image_id", "category_id", "bbox"), json_path)
+    objects, tally = objects_by_image(rows, frames, index_of, json_path)
+    records = [
+        Record(image_id, *frame, tuple(objects.get(image_id, ())))
+        for image_id, frame in frames.items()
+    ]
+    return Dataset(
+        name=dataset,
+        split=split,
+        classes=tuple(names_by_id.values()),
+        category_ids=tuple(names_by_id),
+        records=tuple(records),
+        annotation_path=json_path,
+        notes=tally.lines(json_path.name),
     )
-    index_of = {category["id"]: index for index, category in enumerate(categories)}
-    objects = _objects_by_image(content, paths, index_of, json_path)
-    records = []
-    for image in sorted(images, key=lambda image: image["id"]):
-        path = paths[image["id"]]
-        assert path is not None
-        found = tuple(objects.get(image["id"], ()))
-        records.append(Record(image["id"], path, image["height"], image["width"], found))
-    names = tuple(category["name"] for category in categories)
-    return Dataset(dataset, split, names, tuple(index_of), tuple(records), json_path)
 
 
-def _objects_by_image(
-    content: Mapping[str, Any],
-    paths: Mapping[int, Path | None],
-    index_of: Mapping[int, int],
-    json_path: Path,
-) -> dict[int, list[Object]]:
-    objects = defaultdict(list)
-    fields = ("id", "image_id", "category_id", "bbox")
-    for row in json_rows(content, "annotations", fields, json_path):
-        for key, known in (("image_id", paths), ("category_id", index_of)):
-            if row[key] not in known:
-                raise DataError(
-                    f"{json_path}: annotation {row['id']} has the unknown {key} {row[key]}"
-                )
-        objects[row["image_id"]].append(_object(row, index_of, json_path))
-    return objects
-
-
-def _object(row: Mapping[str, Any], index_of: Mapping[int, int], json_path: Path) -> Object:
-    try:
-        left, top, width, height = row["bbox"]
-        # COCO itself has a few boxes of zero height; negative or infinite ones are damage.
-        possible = math.isfinite(left + top + width + height) and width >= 0 and height >= 0
-    except (TypeError, ValueError):
-        possible = False
-    if not possible:
-        raise DataError(f"{json_path}: annotation {row['id']} has the bad bbox {row['bbox']}")
-    box: Box = (left, top, left + width, top + height)
-    return Object(
-        category=index_of[row["category_id"]],
-        box=box,
-        area=row.get("area", width * height),
-        crowd=bool(row.get("iscrowd", 0)),
-        difficult=False,
-        segmentation=row.get("segmentation"),
-        annotation_id=row["id"],
-    )
+def _categories(content: Mapping[str, Any], json_path: Path) -> dict[int, str]:
+    """Category id -> name, by ascending id; the ids may have gaps, as COCO's have."""
+    rows = json_rows(content, "categories", ("id", "name"), json_path)
+    if not rows:
+        raise DataError(f"{json_path} lists no category; fetch it again")
+    _require_own_ids(rows, "categories", json_path)
+    named: dict[str, int] = {}
+    for row in sorted(rows, key=lambda row: row["id"]):
+        if not isinstance(row["name"], str) or row["name"] in named:
+            raise DataError(
+                f"{json_path}: category {row['id']} has the name {row['name']!r}, which is "
+                "no text or another category's; rename it"
+            )
+        named[row["name"]] = row["id"]
+    return {number: name for name, number in named.items()}

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from sslbench.datasets import coco, segments, voc
+from sslbench.datasets import coco, lvis, segments, voc
 from sslbench.datasets.images import ImageList, images_id, index_folder
 from sslbench.datasets.roots import DataError
 
@@ -36,11 +36,11 @@ def coco_id(split: str, folder: Path) -> str:
     return _combine([_folder_id(coco.coco_images(split, folder))], [coco.coco_json(split, folder)])
 
 
-def lvis_id(split: str, folder: Path, coco_folder: Path) -> str:
+def lvis_id(dataset: str, split: str, folder: Path, coco_folder: Path) -> str:
     """Hash both COCO image folders, since LVIS splits draw from both, and the bytes of the JSON."""
     folders = [coco.coco_images(name, coco_folder) for name in coco.SPLITS]
     parts = [_folder_id(path) for path in folders if path.is_dir()]
-    return _combine(parts, [coco.lvis_json(split, folder)])
+    return _combine(parts, [lvis.lvis_json(dataset, split, folder)])
 
 
 def object_maps_id(dataset: str, split: str, folder: Path) -> str:

@@ -49,6 +49,8 @@ class Dataset:
         category_ids: the ids in the annotation file, ascending, one per class; 1, 2, ... for VOC.
         records: sorted by image id.
         annotation_path: the JSON, or None for VOC's one XML per image.
+        notes: lines for people about odd but legitimate annotations.
+        unofficial: how the split differs from the released one, if it does; one line a split.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Dataset:
     category_ids: tuple[int, ...]
     records: tuple[Record, ...]
     annotation_path: Path | None
+    notes: tuple[str, ...] = ()
+    unofficial: tuple[str, ...] = ()
 
 
 class ImageLabels(NamedTuple):

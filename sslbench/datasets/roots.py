@@ -4,12 +4,15 @@ A name may end in what is read of the split, as ``coco2017/train:images``; see `
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 MAX_NAMES_SHOWN = 8
+ENVIRONMENT = "DETECTRON2_DATASETS"  # where Detectron2 looks for its data sets
+DEFAULT_ROOT = Path("data")
 
 # What may be read of a split: images and instances, the images alone, images with image-level
 # labels, or images with PNGs of segments.
@@ -47,6 +50,11 @@ LAYOUTS: Mapping[str, Layout] = {
         ("lvis", "lvis_v1", "lvis/annotations", "lvis_v1/annotations", "coco/annotations", "."),
         ("lvis_v1_train.json", "lvis_v1_val.json"),
     ),
+    "lvis_v05": Layout(
+        "lvis",
+        ("lvis", "lvis_v0.5", "lvis/annotations", "lvis_v0.5/annotations", "coco/annotations", "."),
+        ("lvis_v0.5_train.json", "lvis_v0.5_val.json"),
+    ),
 }
 
 
@@ -57,10 +65,12 @@ class DataRoots:
     Args:
         overrides: data set name -> its own root, for sets that lie elsewhere; either the set's
             folder or one above.
+        source: who named the root, for messages: ``--data``, DETECTRON2_DATASETS, a site file.
     """
 
     root: Path
     overrides: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
@@ -73,15 +83,77 @@ class DataRoots:
         """Return the folder below which ``dataset`` is searched."""
         return self.overrides.get(dataset, self.root).expanduser()
 
+    def source_of(self, dataset: str) -> str:
+        """Say who named the folder of ``dataset``."""
+        return "its own root" if dataset in self.overrides else self.source
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON types; ``from_json`` takes them back."""
         overrides = {name: str(path) for name, path in self.overrides.items()}
-        return {"root": str(self.root), "overrides": overrides}
+        return {"root": str(self.root), "overrides": overrides, "source": self.source}
 
     @classmethod
     def from_json(cls, payload: Mapping[str, Any]) -> Self:
         """Rebuild what ``to_json`` returned."""
-        return cls(Path(payload["root"]), payload["overrides"])
+        return cls(Path(payload["root"]), payload["overrides"], payload.get("source", ""))
+
+    @classmethod
+    def given(cls, items: Sequence[str] = (), otherwise: Self | None = None) -> Self:
+        """Take what a user typed as ``--data``: ``/datasets``, ``voc2007=/x`` or several of both.
+
+        A folder for all data sets replaces everything that was set before; a folder of one data
+        set leaves the others where they were.
+
+        Args:
+            otherwise: roots where none is typed; by default those of the environment.
+
+        Raises:
+            DataError: two folders for the same data set, or an unknown data set.
+        """
+        tops = [item for item in items if not _names_a_set(item)]
+        own: dict[str, Path] = {}
+        for item in items:
+            if item not in tops:
+                name, _, path = item.partition("=")
+                if name in own:
+                    raise DataError(f"--data gives {name} twice: {own[name]} and {path}; drop one")
+                own[name] = _absolute(path)
+        if len(tops) > 1:
+            raise DataError(
+                f"--data gives two folders for all data sets, {tops[0]} and {tops[1]}; drop one, "
+                f"or say which set the second holds: --data voc2007={tops[1]}"
+            )
+        if tops:
+            return cls(_absolute(tops[0]), own, "--data")
+        base = otherwise or cls.of_environment()
+        return cls(base.root, {**base.overrides, **own}, base.source)
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """Take the root from DETECTRON2_DATASETS where it is set, else ``data``."""
+        named = os.environ.get(ENVIRONMENT, "")
+        if named.strip():
+            return cls(_absolute(named), source=ENVIRONMENT)
+        return cls(_absolute(str(DEFAULT_ROOT)), source="the default")
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _names_a_set(item: str) -> bool:
+    """Tell ``voc2007=/x`` from a folder, in whose name an equals sign may stand too.
+
+    Raises:
+        DataError: what stands before the equals sign is no data set and the whole is no folder.
+    """
+    name, equals, path = item.partition("=")
+    if not equals or "/" in name or Path(item).expanduser().exists():
+        return False
+    layout_of(name)
+    if not path.strip():
+        raise DataError(f"--data {item}: give the folder of {name} after the equals sign")
+    return True
 
 
 def layout_of(dataset: str) -> Layout:
@@ -152,11 +224,18 @@ def locate(dataset: str, roots: DataRoots) -> Path:
         why = f"has no {' or '.join(layout.markers)}" if candidate.is_dir() else "does not exist"
         tried.append(f"  {candidate}  ({why})")
     raise DataError(
-        f"data set {dataset!r} not found below {top}, which {_describe(top)}. Looked for:\n"
+        f"data set {dataset!r} not found below {top}{_named_by(dataset, roots)}, "
+        f"which {_describe(top)}. Looked for:\n"
         + "\n".join(tried)
-        + f"\nPoint the data root (DATA=...) at the folder that holds {folders[0]}, "
+        + f"\nPoint the data root (DATA=... or {ENVIRONMENT}) at the folder that holds "
+        f"{folders[0]}, give this set its own (--data {dataset}=FOLDER), "
         "or make the small built-in sets: python -m sslbench.scenes --out NEW_FOLDER"
     )
+
+
+def _named_by(dataset: str, roots: DataRoots) -> str:
+    source = roots.source_of(dataset)
+    return f" (from {source})" if source else ""
 
 
 def unknown_split(dataset: str, split: str, available: Iterable[str], where: Path) -> DataError:

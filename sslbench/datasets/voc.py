@@ -1,11 +1,13 @@
 """The VOC devkit: XML boxes with ``difficult``, image labels from the lists of ImageSets/Main."""
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from sslbench.datasets.annotations import Tally
 from sslbench.datasets.images import index_folder
 from sslbench.datasets.records import Box, Dataset, ImageLabels, Object, Record
 from sslbench.datasets.roots import DataError, shorten, unknown_split
@@ -21,9 +23,18 @@ def read_voc(dataset: str, split: str, folder: Path) -> Dataset:
     """Read one split of a devkit folder (the one that holds JPEGImages)."""
     classes = class_names(folder, split)
     index_of = {name: index for index, name in enumerate(classes)}
-    records = [_read_record(folder, path, index_of) for path in image_paths(dataset, split, folder)]
-    category_ids = tuple(range(1, len(classes) + 1))
-    return Dataset(dataset, split, classes, category_ids, tuple(records), None)
+    tally = Tally()
+    paths = image_paths(dataset, split, folder)
+    records = tuple(_read_record(folder, path, index_of, tally) for path in paths)
+    return Dataset(
+        name=dataset,
+        split=split,
+        classes=classes,
+        category_ids=tuple(range(1, len(classes) + 1)),
+        records=records,
+        annotation_path=None,
+        notes=tally.lines(f"{dataset}/{split}"),
+    )
 
 
 def image_paths(dataset: str, split: str, folder: Path) -> tuple[Path, ...]:
@@ -67,7 +78,7 @@ def class_names(folder: Path, split: str) -> tuple[str, ...]:
     return tuple(of_split or sorted(of_any) or OFFICIAL_CLASSES)
 
 
-def _read_record(folder: Path, image_path: Path, index_of: dict[str, int]) -> Record:
+def _read_record(folder: Path, image_path: Path, index_of: dict[str, int], tally: Tally) -> Record:
     xml_path = folder / "Annotations" / f"{image_path.stem}.xml"
     try:
         root = ElementTree.parse(xml_path).getroot()
@@ -82,6 +93,13 @@ def _read_record(folder: Path, image_path: Path, index_of: dict[str, int]) -> Re
         _read_object(element, number, xml_path, index_of)
         for number, element in enumerate(root.findall("object"), start=1)
     ]
+    for item in objects:
+        if not tally.count_box(item.box, height, width):
+            raise DataError(
+                f"{xml_path}: object {item.annotation_id} ({list(index_of)[item.category]}) lies "
+                f"wholly outside its image of {width} x {height} pixels: {_corners(item.box)}. "
+                "Unpack the file again, or mend or drop the object"
+            )
     return Record(image_path.stem, image_path, height, width, tuple(objects))
 
 
@@ -101,12 +119,19 @@ def _read_object(
     width, height = box[2] - box[0], box[3] - box[1]
     if not (width > 0 and height > 0):
         raise DataError(
-            f"{xml_path}: object {number} ({name}) has the empty box "
-            f"xmin={x_min:g} ymin={y_min:g} xmax={x_max:g} ymax={y_max:g}"
+            f"{xml_path}: object {number} ({name}) has the empty box {_corners(box)}; "
+            "mend or drop the object"
         )
     # As in the devkit, an object without the flag is not difficult.
-    difficult = (element.findtext("difficult") or "0").strip() == "1"
-    return Object(index_of[name], box, width * height, False, difficult, None, number)
+    difficult = (element.findtext("difficult") or "0").strip()
+    if difficult not in ("0", "1"):
+        raise DataError(f"{xml_path}: object {number} ({name}) has <difficult> {difficult!r}")
+    return Object(index_of[name], box, width * height, False, difficult == "1", None, number)
+
+
+def _corners(box: Box) -> str:
+    """Say a box as its XML does."""
+    return f"xmin={box[0] + 1:g} ymin={box[1] + 1:g} xmax={box[2]:g} ymax={box[3]:g}"
 
 
 def _text(element: ElementTree.Element, key: str, xml_path: Path) -> str:
@@ -119,11 +144,12 @@ def _text(element: ElementTree.Element, key: str, xml_path: Path) -> str:
 def _number(element: ElementTree.Element, key: str, xml_path: Path) -> float:
     text = _text(element, key, xml_path)
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise DataError(
-            f"{xml_path}: <{key.replace('/', '><')}> is {text!r}, not a number"
-        ) from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{xml_path}: <{key.replace('/', '><')}> is {text!r}, not a number")
+    return value
 
 
 def read_image_labels(dataset: str, split: str, folder: Path) -> ImageLabels:

@@ -23,11 +23,11 @@ from sslbench.scenes.devkit import Labels, labels_of, write_lists, write_xml
 from sslbench.scenes.drawing import Scene, draw_scene
 from sslbench.scenes.lvis_json import write_lvis
 
-VERSION = 2  # bump when the same settings give other pictures or annotations
+VERSION = 3  # bump when the same settings give other pictures or annotations
 MANIFEST = "scenes.json"
 JPEG_QUALITY = 90
 CROWD_EVERY = 8  # COCO pictures
-LVIS_VAL_OF_TRAIN = 0.1  # share of train2017 that LVIS validates on
+LVIS_VAL_OF_TRAIN = 0.1  # share of train2017 that LVIS v1 validates on
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,14 @@ def _write_coco(root: Path, settings: SceneSettings, bar: Progress) -> None:
         entries[split] = [_write_coco_picture(folder, n, settings.seed, bar) for n in chosen]
         write_instances(coco / "annotations" / f"instances_{split}2017.json", entries[split])
     moved = int(LVIS_VAL_OF_TRAIN * settings.num_train)
-    lvis_splits = {
-        "train": entries["train"][moved:],
-        "val": entries["train"][:moved] + entries["val"],
-    }
-    write_lvis(lvis, lvis_splits, settings.seed)
+    train = entries["train"][moved:]
+    write_lvis(
+        lvis,
+        "v1",
+        {"train": train, "val": entries["train"][:moved] + entries["val"]},
+        settings.seed,
+    )
+    write_lvis(lvis, "v0.5", {"train": train, "val": entries["val"]}, settings.seed)
 
 
 def _write_coco_picture(folder: Path, number: int, seed: int, bar: Progress) -> Entry:

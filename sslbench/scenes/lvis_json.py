@@ -1,4 +1,6 @@
-"""Scenes as LVIS v1 over the COCO pictures: a category is a texture and a shape: a long tail.
+"""Scenes as LVIS v1 and v0.5 over the COCO pictures: a category is a texture and a shape.
+
+That makes a long tail of categories.
 
 The annotation is federated as in LVIS: a picture's categories are those with annotations (some
 marked as not exhaustive) and those verified absent; of all others nothing is known.
@@ -7,7 +9,7 @@ marked as not exhaustive) and those verified absent; of all others nothing is kn
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -21,6 +23,7 @@ NUM_NEGATIVES = 6
 FORGET_SHARE = 0.3  # of the categories with several instances in a picture
 
 Key = tuple[int, int]  # texture, shape
+Version = Literal["v1", "v0.5"]
 
 
 class _Picture(NamedTuple):
@@ -32,8 +35,10 @@ class _Picture(NamedTuple):
     present: set[Key]
 
 
-def write_lvis(folder: Path, splits: Mapping[str, Sequence[Entry]], seed: int) -> None:
-    """Write lvis_v1_train.json and lvis_v1_val.json; the categories are those of the training rows.
+def write_lvis(
+    folder: Path, version: Version, splits: Mapping[str, Sequence[Entry]], seed: int
+) -> None:
+    """Write lvis_VERSION_train.json and ..._val.json with the categories of the training rows.
 
     Args:
         splits: "train" and "val".
@@ -41,14 +46,14 @@ def write_lvis(folder: Path, splits: Mapping[str, Sequence[Entry]], seed: int) -
     pictures = {name: [_federate(found, seed) for found in split] for name, split in splits.items()}
     categories = _categories(pictures["train"])
     for name, split in pictures.items():
-        images = [_image(picture, categories, seed) for picture in split]
+        images = [_image(picture, categories, version, name, seed) for picture in split]
         annotations = [
             {**row.outline, "category_id": categories[_key(row)]["id"]}
             for picture in split
             for row in picture.kept
             if _key(row) in categories
         ]
-        path = folder / f"lvis_v1_{name}.json"
+        path = folder / f"lvis_{version}_{name}.json"
         write_content(path, images, annotations, list(categories.values()))
 
 
@@ -106,15 +111,26 @@ def _frequency(num_images: int) -> str:
 
 
 def _image(
-    picture: _Picture, categories: Mapping[Key, dict[str, Any]], seed: int
+    picture: _Picture,
+    categories: Mapping[Key, dict[str, Any]],
+    version: Version,
+    split: str,
+    seed: int,
 ) -> dict[str, Any]:
-    """Return the image entry: as LVIS v1 it has no file_name, the coco_url says where it lies."""
+    """Return the image entry. As in LVIS, v1 has no file_name and its coco_url says where the image
+    lies; here v0.5 has no coco_url, and its names are those of COCO 2014.
+    """
     generator = numpy_generator(seed, "lvis_negatives", picture.image["id"])
     absent = [category["id"] for key, category in categories.items() if key not in picture.present]
     negatives = generator.choice(absent, min(NUM_NEGATIVES, len(absent)), replace=False)
     incomplete = [categories[key]["id"] for key in sorted(picture.incomplete) if key in categories]
+    image = dict(picture.image)
+    name = image.pop("file_name")
+    if version == "v0.5":
+        del image["coco_url"]
+        image["file_name"] = f"COCO_{split}2014_{name}"
     return {
-        **{key: value for key, value in picture.image.items() if key != "file_name"},
+        **image,
         "neg_category_ids": np.sort(negatives).tolist(),
         "not_exhaustive_category_ids": incomplete,
     }

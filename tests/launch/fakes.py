@@ -115,6 +115,9 @@ class FakeTaskConfig(FrozenConfig):
     metrics: tuple[str, ...] = ("AP",)
     seed: int = 0
     fail: Literal["", "user", "bug", "interrupt"] = ""
+    departs: Annotated[tuple[str, ...], NotHashed] = ()
+    strict: Annotated[bool, NotHashed] = False
+    published_runs: Annotated[int, NotHashed] = 1
 
 
 class Engine:
@@ -137,6 +140,13 @@ class FakeDetection:
 
     def needs(self) -> tuple[str, ...]:
         return (self.config.train,) if self.config.train else ()
+
+    @property
+    def published_runs(self) -> int:
+        return self.config.published_runs
+
+    def departures(self) -> tuple[str, ...]:
+        return tuple(f"departs from the fake in {item}" for item in self.config.departs)
 
     def resolved(self) -> "FakeDetection":
         if self.config.engine != "auto":

@@ -178,6 +178,9 @@ def test_lvis_images_are_matched_by_folder_and_name(tmp_path):
     payload = json.loads((coco / "annotations/instances_train2017.json").read_text())
     for row in payload["images"]:
         row["coco_url"] = f"http://images.cocodataset.org/train2017/{row['file_name']}"
+        row |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    for category in payload["categories"]:
+        category["frequency"] = "f"
     (tmp_path / "lvis").mkdir()
     (tmp_path / "lvis/lvis_v1_val.json").write_text(json.dumps(payload))
     annotations = Annotations("lvis_v1/val", DataRoots(tmp_path))

@@ -176,7 +176,7 @@ def test_no_folder_for_the_files_is_refused_before_the_work(roots, tmp_path, mon
     monkeypatch.setattr(quality_command, "quality_of", lambda *_, **__: pytest.fail("measured"))
     for out in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(ValueError, match=rf"^--out {out}: {tmp_path / 'file'} is there and no"):
-            run_quality([folder], SPEC, roots.root, out=out)
+            run_quality([folder], SPEC, roots, out=out)
 
 
 def test_images_fall_into_sizes_and_cluster_numbers_at_the_stated_ends():
@@ -329,7 +329,7 @@ def test_masks_of_another_size_are_refused(roots, tmp_path):
 
 def test_the_command_prints_a_row_a_source_and_keeps_the_files(roots, tmp_path):
     folder = make_store(tmp_path / "epoch_0006", roots)
-    text = run_quality([folder], SPEC, roots.root, out=tmp_path / "new/out")
+    text = run_quality([folder], SPEC, roots, out=tmp_path / "new/out")
     head, titles, ours, grid = text.splitlines()
     assert head == "coco2017/val, 2 images, in %, segments counted"
     assert titles.split()[0] == "ari"

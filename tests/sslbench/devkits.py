@@ -91,14 +91,24 @@ def write_coco(root: Path, content: dict[str, Any] | None = None) -> Path:
     return folder
 
 
-def write_lvis(root: Path) -> Path:
-    """Write an LVIS val split whose images lie in val2017 and train2017."""
+def lvis_content() -> dict[str, Any]:
+    """Return a small LVIS v1 val file whose images lie in val2017 and train2017."""
     content = coco_content()
     places = {9: "val2017/000000000009.jpg", 4: "train2017/000000000005.jpg"}
     for image in content["images"]:
         del image["file_name"]
         image["coco_url"] = f"http://images.cocodataset.org/{places[image['id']]}"
-    (root / "lvis").mkdir()
-    path = root / "lvis/lvis_v1_val.json"
-    path.write_text(json.dumps(content))
+        image |= {"neg_category_ids": [3], "not_exhaustive_category_ids": []}
+    for category, frequency in zip(content["categories"], "rf", strict=True):
+        category["frequency"] = frequency
+    return content
+
+
+def write_lvis(
+    root: Path, content: dict[str, Any] | None = None, name: str = "lvis_v1_val.json"
+) -> Path:
+    """Write an LVIS file; ``content`` replaces its content."""
+    (root / "lvis").mkdir(exist_ok=True)
+    path = root / "lvis" / name
+    path.write_text(json.dumps(content or lvis_content()))
     return path

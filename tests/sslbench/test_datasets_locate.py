@@ -106,3 +106,54 @@ def test_reading_and_drawing_need_no_torch():
         "import sys, sslbench.datasets, sslbench.scenes.__main__; sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
+
+
+def test_typed_roots_are_one_folder_for_all_and_one_for_each_set(tmp_path: Path):
+    roots = DataRoots.given([str(tmp_path), f"coco2017={tmp_path}/fast"])
+    assert roots.of("voc2007") == tmp_path and roots.of("coco2017") == tmp_path / "fast"
+    assert roots.source_of("voc2007") == "--data"
+
+
+def test_a_typed_root_of_one_set_leaves_the_others_where_they_were(tmp_path: Path):
+    before = DataRoots(tmp_path, {"voc2007": tmp_path / "voc"}, "a site file")
+    roots = DataRoots.given([f"coco2017={tmp_path}/fast"], otherwise=before)
+    assert roots.of("lvis_v1") == tmp_path and roots.source_of("lvis_v1") == "a site file"
+    assert roots.of("voc2007") == tmp_path / "voc" and roots.of("coco2017") == tmp_path / "fast"
+
+
+def test_detectron2s_variable_names_the_root_and_the_message_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    (tmp_path / "VOC2007/JPEGImages").mkdir(parents=True)
+    assert locate("voc2007", DataRoots.given()) == tmp_path / "VOC2007"
+    with pytest.raises(DataError, match=r"below .* \(from DETECTRON2_DATASETS\), which holds"):
+        locate("coco2017", DataRoots.given())
+
+
+def test_a_typed_root_wins_over_detectron2s_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DETECTRON2_DATASETS", "/nowhere")
+    assert DataRoots.given([str(tmp_path)]).root == tmp_path
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")
+    assert DataRoots.given().root == Path("data").resolve()
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        (["/a", "/b"], "two folders for all data sets, /a and /b"),
+        (["voc2007=/a", "voc2007=/b"], "gives voc2007 twice: /a and /b"),
+        (["voc07=/a"], "unknown data set 'voc07'; did you mean 'voc2007'"),
+        (["voc2007="], "give the folder of voc2007 after the equals sign"),
+    ],
+)
+def test_typed_roots_that_contradict_are_refused(items: list[str], told: str):
+    with pytest.raises(DataError, match=told):
+        DataRoots.given(items)
+
+
+def test_a_folder_with_an_equals_sign_in_its_name_is_a_folder(tmp_path: Path):
+    odd = tmp_path / "run=3"
+    assert DataRoots.given([str(odd)]).root == odd

@@ -167,7 +167,7 @@ def _drop(*keys: Any) -> Callable[[dict[str, Any]], None]:
             "annotation 70 has the bad bbox",
         ),
         (_set("images", 1, to=7), "images entry number 1 is 7, not an object"),
-        (_set("images", 0, "id", to=4), "2 images with 1 different ids"),
+        (_set("images", 0, "id", to=4), "images has the id 4 twice"),
         (_drop("images", 1, "height"), "images entry with id 4 has no 'height'"),
         (_drop("annotations", 1, "bbox"), "annotations entry with id 71 has no 'bbox'"),
         (_drop("categories"), "has no list 'categories'"),

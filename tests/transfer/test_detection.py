@@ -165,7 +165,9 @@ def test_boxes_of_zero_area_and_empty_images_are_dropped_and_counted(
         kept = usable(records, log, drop_empty=True)
     assert len(kept) == len(records) - 1 and kept[0].objects == (first,)
     said = (tmp_path / "log.txt").read_text()
-    assert "2 boxes of zero area dropped" in said and "1 training images without objects" in said
+    assert (
+        "2 objects without any area dropped" in said and "1 training images without objects" in said
+    )
 
 
 def test_no_training_object_at_all_is_refused(scenes: DataRoots, tmp_path: Path):

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from sslbench.config import ConfigError
 from sslbench.stage import fingerprint
@@ -18,7 +17,6 @@ from transfer.engines.recipe import (
     Recipe,
     flatten,
     read_recipe,
-    recipe_path,
 )
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
@@ -184,18 +182,6 @@ def test_tuples_and_floats_in_yaml_strings_are_read_as_detectron2_reads_them(tmp
     (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSOLVER:\n  MAX_ITER: 5\n")
     values = dict(flatten(read_recipe(tmp_path / "top.yaml")))
     assert values == {"SOLVER.STEPS": (3, 4), "SOLVER.BASE_LR": 0.001, "SOLVER.MAX_ITER": 5}
-
-
-def test_footnotes_say_what_leaves_the_protocol(tmp_path: Path):
-    assert load_task("voc0712_det").departures_from_protocol() == ()
-    notes = load_task("voc0712_det", ["set.SOLVER.IMS_PER_BATCH=8"]).departures_from_protocol()
-    assert notes == ("departs from voc0712_det in schedule: SOLVER.IMS_PER_BATCH 8",)
-    table = {**read_recipe(recipe_path("pascal_voc_R_50_C4_24k")), "SOLVER": {"MAX_ITER": 9}}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(table))
-    own = load_task("voc0712_det", [f"recipe={tmp_path / 'mine.yaml'}"])
-    assert "SOLVER.MAX_ITER 9" in " ".join(own.departures_from_protocol())
-    twin = " ".join(load_task("voc_det_twin").departures_from_protocol())
-    assert "data: voc2007/trainval -> voc2007/test" in twin and "SOLVER.MAX_ITER 8" in twin
 
 
 def test_unknown_keys_are_refused_with_a_suggestion():

@@ -1,0 +1,109 @@
+"""The protocol check: where a task leaves the published protocol that it names.
+
+Every departure is one line a subject; it is printed before training starts, stands as a footnote
+beside the numbers, and with ``strict`` refuses the run. No torch: it is planned with.
+"""
+
+import json
+from typing import Any
+
+from sslbench.config import ConfigError
+from sslbench.datasets import Dataset
+from transfer.engines.recipe import ELSEWHERE, Recipe
+from transfer.task import TASKS_DIR, TaskConfig, load_task
+
+REFERENCE_ENGINE = "detectron2"
+SUBJECTS = {  # the first prefix that fits decides
+    "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
+    "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
+    "resolution": ("INPUT.",),
+    "proposals": ("MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.", "MODEL.ROI_HEADS."),
+    "heads": ("MODEL.FPN.", "MODEL.ROI_BOX_HEAD.", "MODEL.ROI_MASK_HEAD."),
+    "other settings": ("",),
+}
+
+
+class ProtocolError(ConfigError):
+    """A strict task that is not its published protocol."""
+
+
+def departures(task: TaskConfig) -> tuple[str, ...]:
+    """What of the config differs from the published protocol that the task names.
+
+    Accumulation, precision and scaling are told of without a protocol, too.
+
+    Raises:
+        ConfigError: there is no such protocol.
+    """
+    official = _protocol_of(task)
+    if official is None:
+        return task.notes_on_settings()
+    lines = [
+        f"{name}: {getattr(task, name)}"
+        for name in ("kind", "layout", "metric")
+        if getattr(task, name) != getattr(official, name)
+    ]
+    if task.engine not in ("auto", REFERENCE_ENGINE):
+        lines.append(f"engine: {task.engine}")
+    if (task.train, task.test) != (official.train, official.test):
+        lines.append(f"data: {' + '.join(task.train)} -> {task.test}")
+    left = tuple(_line(official.task, line) for line in (*lines, *_of_recipe(task, official)))
+    return (*left, *task.notes_on_settings())
+
+
+def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
+    """All that departs from the protocol, data included: footnotes of the numbers.
+
+    Raises:
+        ProtocolError: something does and the task is strict.
+    """
+    found, official = departures(task), _protocol_of(task)
+    if official is None:
+        return found
+    if unofficial := dict.fromkeys((*train.unofficial, *test.unofficial)):
+        found += (_line(official.task, f"content of the data: {'; '.join(unofficial)}"),)
+    if task.strict and found:
+        listed = "\n".join(f"  {line}" for line in found)
+        raise ProtocolError(
+            f"task {task.task} is strict and not its protocol:\n{listed}\n"
+            "Mend these, or run without --strict: then each is a footnote of the numbers"
+        )
+    return found
+
+
+def _line(protocol: str, what: str) -> str:
+    return f"departs from {protocol} in {what}"
+
+
+def _protocol_of(task: TaskConfig) -> TaskConfig | None:
+    """The task as published; None for a task of the user's own that names none."""
+    name = task.protocol or task.task
+    if (TASKS_DIR / f"{name}.toml").is_file():
+        return load_task(name)
+    if name == task.task and not task.set:
+        return None
+    raise ConfigError(f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}")
+
+
+def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:
+    """One line a subject in which the two recipes differ, with our values."""
+    ours, theirs = task.values(), official.values()
+    changed: dict[str, list[str]] = {}
+    for key in sorted({*theirs.given, *ours.given} - set(ELSEWHERE)):
+        value = _value(ours, key)
+        from_data = key == "MODEL.ROI_HEADS.NUM_CLASSES" and key not in ours.given
+        if value != _value(theirs, key) and not from_data:
+            subject = next(s for s, prefixes in SUBJECTS.items() if key.startswith(prefixes))
+            short = ".".join(key.split(".")[-2:])
+            shown = json.dumps(value) if isinstance(value, tuple) else str(value)
+            changed.setdefault(subject, []).append(f"{short} {shown}")
+    return [
+        f"{subject}: {', '.join(changed[subject])}" for subject in SUBJECTS if subject in changed
+    ]
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    try:
+        return recipe[key]
+    except KeyError:
+        return None
