@@ -26,7 +26,7 @@ from transfer.engines.recipe import (
 
 TASKS_DIR = CONFIGS_DIR / "transfer"
 
-Metric = Literal["voc07", "voc12", "coco"]
+Metric = Literal["voc07", "voc12", "coco", "lvis"]
 
 
 class TaskConfig(FrozenConfig):
@@ -49,11 +49,15 @@ class TaskConfig(FrozenConfig):
     recipe_values: dict[str, Any] = Field(default_factory=dict)  # the merged recipe, by resolved()
     checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
     num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
+    # not hashed: they give the same numbers, and a footnote names the one that is not the default
+    evaluator: Annotated[Literal["default", "reference"], NotHashed] = "default"
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if self.kind == "mask_rcnn" and self.metric != "coco":
-            raise ValueError(f"kind 'mask_rcnn' needs metric 'coco' (masks), got {self.metric!r}")
+        if self.kind == "mask_rcnn" and self.metric not in ("coco", "lvis"):
+            raise ValueError(
+                f"kind 'mask_rcnn' needs metric 'coco' or 'lvis' (masks), got {self.metric!r}"
+            )
         if self.kind == "mask_rcnn" and self.layout == "c4":
             raise ValueError("kind 'mask_rcnn' needs layout 'fpn'; the C4 mask head is not built")
         return self
