@@ -42,7 +42,7 @@ def _annotation(
     high = [20, 20] if rng.random() < 0.4 else [width * 0.7, height * 0.7]
     w, h = rng.uniform(1, high)
     x, y = rng.uniform(0, [width - w, height - h])
-    is_crowd = family == "coco" and rng.random() < 0.15
+    is_crowd = bool(rng.random() < 0.15)
     outline: Any
     if is_crowd or rng.random() < 0.2:
         pixels = _filled(height, width, (x, y, w, h)) & (rng.random((height, width)) < 0.8)
@@ -60,9 +60,9 @@ def _annotation(
         area = float(rng.choice(BORDERS))
     row = {"image_id": image["id"], "category_id": int(rng.choice(ids)), "area": area}
     row |= {"bbox": [round(float(v), 2) for v in (x, y, w, h)], "segmentation": outline}
-    if family == "coco":
-        row |= {"iscrowd": int(is_crowd)} | ({"ignore": 1} if rng.random() < 0.05 else {})
-    return row
+    row |= {"iscrowd": int(is_crowd)}  # LVIS has none, and its package takes no notice
+    # COCO's package overwrites it, that of LVIS heeds it; the files of neither have it
+    return row | ({"ignore": 1} if rng.random() < 0.05 else {})
 
 
 def random_rows(

@@ -82,11 +82,9 @@ class _Matcher:
         annotations = self.truth.load_anns(self.truth.get_ann_ids(img_ids=ids))
         check_annotations(annotations, self.path)
         if self.family == "lvis":
-            # lvis asks for objects with an area above 0, on both sides
-            annotations = [item for item in annotations if item["area"] > 0]
-            rows = [row for own in of_image.values() for row in best_of_image(own)]
-        else:
-            rows = [row for own in of_image.values() for row in own]
+            annotations = [_as_lvis_reads(item) for item in annotations if item["area"] > 0]
+            of_image = {image_id: best_of_image(own) for image_id, own in of_image.items()}
+        rows = [row for own in of_image.values() for row in own]
         for kind, stream in self.streams.items():
             stream.update(images, annotations, self._detections(rows, kind))
 
@@ -97,7 +95,7 @@ class _Matcher:
                 (r["image_id"], *map(float, r["bbox"]), r["score"], r["category_id"]) for r in rows
             ]
             array_N7 = np.array(table, np.float64).reshape(-1, 7)
-            areas_N = array_N7[:, 3] * array_N7[:, 4]
+            areas_N = array_N7[:, 3] * array_N7[:, 4]  # lvis drops what has none
             return array_N7[areas_N > 0] if self.family == "lvis" else array_N7
         if self.family == "lvis":
             areas_N = mask_sizes([row["segmentation"]["counts"] for row in rows]).areas_N
@@ -115,6 +113,12 @@ class _Matcher:
             precision_TRK = evaluation.eval["precision"][:, :, :, 0, -1]
             found[kind] = build_scores(self.family, evaluation.stats, precision_TRK)
         return found
+
+
+def _as_lvis_reads(annotation: dict[str, Any]) -> dict[str, Any]:
+    """lvis knows no crowds; what is to be ignored gets an area that lies in no range of sizes."""
+    ignored = {"area": -1.0} if annotation.get("ignore") else {}
+    return annotation | {"iscrowd": 0} | ignored
 
 
 def best_of_image(rows: list[Row]) -> list[Row]:
