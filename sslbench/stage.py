@@ -367,6 +367,8 @@ def versions() -> dict[str, str]:
         "scikit-learn",
         "scikit-image",
         "pycocotools",
+        "hotcoco",
+        "lvis",
         "opencv-contrib-python-headless",
         "scipy",
         "faiss-cpu",

@@ -1,4 +1,4 @@
-"""python -m transfer convert|verify|run|inspect: from a checkpoint to weights to numbers.
+"""python -m transfer convert|verify|run|evaluate|inspect: from a checkpoint to weights to numbers.
 
     python -m transfer inspect moco_v2.pth
     python -m transfer convert moco_v2.pth --layout c4 --out runs/moco_c4
@@ -8,6 +8,7 @@
     python -m transfer verify runs/moco_c4/weights.pkl --against moco_v2.pth --config my.yaml
     python -m transfer run voc0712_det --weights runs/moco_c4/weights.pkl --data /data
     python -m transfer run coco_fpn --weights fpn.pkl --data coco2017=/fast/coco --strict
+    python -m transfer evaluate coco_fpn --predictions coco_instances_results.json --data /data
 
 Every command continues what was interrupted, and does nothing where it is already done.
 """
@@ -205,6 +206,48 @@ def run(
         value = "not evaluated" if row.value is None else f"{row.value:.2f} {row.unit}"
         print(f"{row.key}  {value}  ({row.engine})")
     print(folder / made["results"])
+
+
+@app.command()
+def evaluate(
+    task: Annotated[str, typer.Argument(help="name in configs/transfer, or a path to a .toml")],
+    predictions: Annotated[Path, typer.Option(help="COCO's result format, of any code base")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, as test=coco2017/train or seed=1")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    evaluator: Annotated[
+        Literal["default", "reference"] | None,
+        typer.Option(help="reference: pycocotools or lvis, slowly; the task's own if not given"),
+    ] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="print every class")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
+) -> None:
+    """Score a predictions file on a task's test split; it may come from another code base."""
+    from transfer.evaluate import evaluate_file
+    from transfer.task import load_task
+
+    with errors_in_one_paragraph():
+        if out is not None:
+            require_place("--out", out)
+        chosen = [f"evaluator={evaluator}"] if evaluator else []
+        config = load_task(task, [*(overrides or ()), *chosen])
+        evaluation, results = evaluate_file(config, predictions, DataRoots(data), out)
+    if per_class:
+        for row in evaluation.classes:
+            name, _, *values = row.items()
+            print(f"{name[1]}  {'  '.join(f'{key} {_shown(value)}' for key, value in values)}")
+    for result in results:
+        print(f"{result.key}  {_shown(result.value)}")
+    for note in results[0].footnotes:
+        print(f"note: {note}")
+    print(f"evaluated with {evaluation.evaluator}")
+    if out is not None:
+        print(out)
+
+
+def _shown(value: float | None) -> str:
+    return "not evaluated" if value is None else f"{value:.2f}"
 
 
 @app.command()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from sslbench.catalog import lookup
-from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, content_id, read
+from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, read
 from sslbench.stage import StageContext
 from transfer.engines import ENGINES
 from transfer.protocol import check, departures
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transfer.trainer import Trainer
 
 PREDICTIONS, FINAL = "predictions.json", "checkpoints/final.pt"
+CLASSES, PICTURES = "classes.json", "detections.png"
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Detection:
             "results": "results.json",
             "predictions": PREDICTIONS,
             "checkpoint": FINAL,
-            "pictures": "detections.png",
+            "classes": CLASSES,
+            "pictures": PICTURES,
         }
 
     def _detector(
@@ -149,45 +151,40 @@ class Detection:
         notes: tuple[str, ...],
         log: "RunLog",
     ) -> None:
-        from sslbench.results import Result, write_results
-        from transfer.evaluators import evaluate
-        from transfer.evaluators.predictions import read_predictions
-        from transfer.pictures import draw_detections
+        from sslbench.results import write_results
+        from transfer.evaluate import results_of, score, write_classes
+        from transfer.evaluators import kinds_of
+        from transfer.evaluators.reading import read_predictions
+        from transfer.pictures import draw_detections, pictured
 
-        rows = read_predictions(ctx.dir / PREDICTIONS, test)
-        with_masks = task.kind == "mask_rcnn"
-        metrics, more = evaluate(task.metric, test, rows, with_masks=with_masks)
-        shared = {
-            "task": task.task,
-            "seed": task.seed,
-            "num_images": len(test.records),
-            "data_id": content_id(task.test, ctx.data),
-            "task_version": task.protocol_version,
-            "engine": task.engine,
-            "footnotes": (*notes, *more),
-        }
-        results = [Result(metric=name, value=value, **shared) for name, value in metrics.items()]
-        draw_detections(ctx.dir / "detections.png", test, rows, task.num_pictures)
+        shown = pictured(test, task.num_pictures)
+        ids = {record.image_id for record in shown}
+        found = read_predictions(ctx.dir / PREDICTIONS, test, kinds_of(task.kind), keep=ids)
+        evaluation = score(task, found, test)
+        results = results_of(task, evaluation, test, ctx.data, notes)
+        draw_detections(ctx.dir / PICTURES, test, shown, found.kept)
+        write_classes(ctx.dir / CLASSES, evaluation, len(found))
         write_results(ctx.dir / "results.json", results)
-        shown = "  ".join(f"{r.metric} {r.value:.2f}" for r in results[:6] if r.value is not None)
-        log.info(f"{task.task} on {len(rows)} detections: {shown}")
+        for note in evaluation.footnotes:
+            log.info(note)
+        said = "  ".join(f"{r.metric} {r.value:.2f}" for r in results[:6] if r.value is not None)
+        log.info(f"{task.task} on {len(found)} detections by {evaluation.evaluator}: {said}")
 
 
 def _train(ctx: StageContext, trainer: "Trainer", test: Dataset) -> None:
     """Train to the last iteration, with evaluations in between where they are asked for."""
-    from transfer.evaluators import evaluate
-    from transfer.evaluators.predictions import read_predictions
+    from transfer.evaluate import score
+    from transfer.evaluators import kinds_of
+    from transfer.evaluators.reading import read_predictions
     from transfer.watch import Watch
 
     task = trainer.task
 
-    def score(path: Path) -> dict[str, float | None]:
-        rows = read_predictions(path, test)
-        metrics, _ = evaluate(task.metric, test, rows, with_masks=task.kind == "mask_rcnn")
-        return metrics
+    def numbers(path: Path) -> dict[str, float | None]:
+        return score(task, read_predictions(path, test, kinds_of(task.kind)), test).metrics
 
     trainer.resume()
-    watch = Watch(trainer, test, ctx.dir, score, ctx.num_workers)
+    watch = Watch(trainer, test, ctx.dir, numbers, ctx.num_workers)
     watch.rewind()
     trainer.train(watch, task.evaluate_every)
 

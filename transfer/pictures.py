@@ -20,20 +20,25 @@ PALETTE = (
 )
 
 
+def pictured(dataset: Dataset, num_images: int) -> tuple[Record, ...]:
+    """Evenly spaced test images that hold objects."""
+    with_objects = [record for record in dataset.records if record.objects]
+    places = np.linspace(0, len(with_objects) - 1, min(num_images, len(with_objects)))
+    return tuple(with_objects[int(place)] for place in places)
+
+
 def draw_detections(
-    path: Path, dataset: Dataset, rows: Sequence[Mapping[str, Any]], num_images: int
+    path: Path, dataset: Dataset, records: Sequence[Record], rows: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Draw evenly spaced test images that hold objects."""
+    """Draw images beside their predictions; rows of other images are left alone."""
     found = defaultdict(list)
     for row in sorted(rows, key=lambda row: -row["score"]):
         shown = found[row["image_id"]]
         if row["score"] >= MIN_SCORE or len(shown) < MIN_SHOWN:
             shown.append(row)
     class_of = {category: index for index, category in enumerate(dataset.category_ids)}
-    with_objects = [record for record in dataset.records if record.objects]
-    places = np.linspace(0, len(with_objects) - 1, min(num_images, len(with_objects)))
     pairs = []
-    for record in (with_objects[int(place)] for place in places):
+    for record in records:
         canvas = _Canvas(record, dataset.classes)
         truth = canvas.draw(
             (o.category, o.box, o.segmentation, "difficult" if o.difficult else "")

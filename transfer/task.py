@@ -60,6 +60,8 @@ class TaskConfig(FrozenConfig):
     checkpoint_every: Annotated[int, NotHashed] = Field(default=500, gt=0)  # iterations
     evaluate_every: Annotated[int, NotHashed] = Field(default=0, ge=0)  # iterations; 0: at the end
     num_pictures: Annotated[int, NotHashed] = Field(default=8, ge=0)
+    # not hashed: they give the same numbers, and a footnote names the one that is not the default
+    evaluator: Annotated[Literal["default", "reference"], NotHashed] = "default"
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:

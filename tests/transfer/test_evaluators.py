@@ -1,4 +1,4 @@
-"""VOC and COCO average precision against hand-computed cases and published reference numbers."""
+"""VOC and COCO average precision against hand-computed cases and Detectron2's evaluator."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,6 @@ import pytest
 
 from sslbench.datasets import Dataset, Object, Record
 from transfer.evaluators import evaluate
-from transfer.evaluators.coco import evaluate_coco
-from transfer.evaluators.predictions import PredictionError, read_predictions, write_predictions
 from transfer.evaluators.voc import evaluate_voc
 
 
@@ -36,8 +34,10 @@ CAT = (0, 10.0, 10.0, 60.0, 60.0, 0)
 
 def test_a_perfect_detection_scores_100():
     found = evaluate_voc(voc_dataset([CAT]), [row(0, 1, CAT[1:5], 0.9)], "voc07")
-    assert found.metrics == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
-    assert found.missing == ("dog",)
+    names = ("AP", "AP50", "AP75")
+    both = [*names, *(f"{name}_area" for name in names)]
+    assert found.metrics == pytest.approx(dict.fromkeys(both, 100))
+    assert found.missing == ("dog",) and found.per_class["dog"] == dict.fromkeys(both)
 
 
 def test_one_of_two_objects_found_scores_six_of_eleven_recall_points():
@@ -56,6 +56,19 @@ def test_a_duplicate_is_wrong_and_a_better_scored_error_costs_precision():
     ]
     found = evaluate_voc(voc_dataset([CAT]), rows, "voc07")
     assert found.metrics["AP50"] == pytest.approx(50)  # precision 1/2 where recall reaches 1
+
+
+def test_three_objects_and_four_detections_give_the_ap_found_by_hand():
+    others = [(0, 100.0, y, 150.0, y + 50, 0) for y in (10.0, 100.0)]
+    right = [row(0, 1, o[1:5], s) for o, s in zip([CAT, *others], (0.9, 0.7, 0.6), strict=True)]
+    wrong = row(0, 1, (10, 120, 60, 170), 0.8)
+    found = evaluate_voc(voc_dataset([CAT, *others]), [*right, wrong], "voc12")
+    # recall    1/3  1/3  2/3  1      best precision from there on: 1, 3/4, 3/4
+    # precision  1   1/2  2/3  3/4    so the area is (1 + 3/4 + 3/4) / 3
+    assert found.metrics["AP50"] == pytest.approx(100 * 2.5 / 3)
+    # recalls 0.0 ... 0.3 see precision 1, 0.4 ... 1.0 see 3/4
+    assert found.metrics["AP50_11point"] == pytest.approx(100 * (4 + 7 * 0.75) / 11)
+    assert found.per_class["cat"]["AP50"] == found.metrics["AP50"]
 
 
 def test_iou_counts_inclusive_pixels():
@@ -89,7 +102,7 @@ def test_each_detection_may_match_only_its_best_object():
 
 def test_no_predictions_score_zero(tmp_path: Path):
     assert evaluate_voc(voc_dataset([CAT]), [], "voc07").metrics["AP"] == 0.0
-    metrics, _ = evaluate("coco", coco_dataset(tmp_path), [], with_masks=True)
+    metrics = evaluate("coco", coco_dataset(tmp_path), [], ("box", "mask")).metrics
     assert metrics["box_AP"] == metrics["mask_AP50"] == 0.0
     assert metrics["box_APs"] is None  # no small object exists: not evaluated, which is not zero
 
@@ -105,7 +118,8 @@ def coco_dataset(folder: Path) -> Dataset:
     path.write_text(
         json.dumps({"images": [image], "annotations": [annotation], "categories": categories})
     )
-    record = Record(3, Path("x.jpg"), 200, 200, ())
+    item = Object(0, (50.0, 50.0, 150.0, 150.0), 10000, False, False, [square], 1)
+    record = Record(3, Path("x.jpg"), 200, 200, (item,))
     return Dataset("coco2017", "val", ("square",), (7,), (record,), path)
 
 
@@ -117,35 +131,12 @@ def test_a_perfect_mask_scores_100_and_a_box_filling_one_less(tmp_path: Path):
     mask[50:150, 50:150] = 1
     perfect = {"image_id": 3, "category_id": 7, "bbox": [50.0, 50.0, 100.0, 100.0], "score": 0.9}
     rows = [perfect | {"segmentation": encode(mask)}]
-    found = evaluate_coco(dataset, rows, ("box", "mask"))
+    found = evaluate("coco", dataset, [rows], ("box", "mask")).metrics
     assert found["box_AP"] == pytest.approx(100) and found["mask_AP"] == pytest.approx(100)
     mask[50:88, 50:150] = 0  # 62 of 100 rows left
-    found = evaluate_coco(dataset, [perfect | {"segmentation": encode(mask)}], ("box", "mask"))
+    rows = [perfect | {"segmentation": encode(mask)}]
+    found = evaluate("coco", dataset, [rows], ("box", "mask")).metrics
     assert found["mask_AP"] == pytest.approx(30) and found["box_AP"] == pytest.approx(100)
-
-
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_the_published_coco_reference_numbers_are_reproduced(kind: str, real_data: Path):
-    folder = real_data / "coco_eval_reference"
-    truth = json.loads((folder / "instances_val2014_100.json").read_text())
-    rows = json.loads((folder / f"instances_val2014_fake{kind}100_results.json").read_text())
-    expected = json.loads((folder / "expected.json").read_text())[f"{kind}/all100"]
-    categories = sorted(category["id"] for category in truth["categories"])
-    records = tuple(
-        Record(image["id"], Path(image["file_name"]), image["height"], image["width"], ())
-        for image in truth["images"]
-    )
-    dataset = Dataset(
-        "coco2017",
-        "val",
-        tuple(map(str, categories)),
-        tuple(categories),
-        records,
-        folder / "instances_val2014_100.json",
-    )
-    name = {"bbox": "box", "segm": "mask"}[kind]
-    found = evaluate_coco(dataset, rows, (name,))
-    assert found == pytest.approx({f"{name}_{k}": 100 * v for k, v in expected.items()}, abs=1e-9)
 
 
 def random_case(num_images: int = 12, seed: int = 0) -> tuple[Dataset, list[dict]]:
@@ -181,14 +172,20 @@ def test_the_order_of_the_rows_does_not_matter_when_scores_differ():
 
 @pytest.mark.d2
 @pytest.mark.parametrize("metric", ["voc07", "voc12"])
+@pytest.mark.parametrize("has_ties", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_voc_agrees_with_detectron2s_evaluator(metric: str, seed: int, tmp_path: Path):
+def test_voc_agrees_with_detectron2s_evaluator(
+    metric: str, has_ties: bool, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import torch
     from detectron2.data import MetadataCatalog
-    from detectron2.evaluation import PascalVOCDetectionEvaluator
+    from detectron2.evaluation import PascalVOCDetectionEvaluator, pascal_voc_evaluation
     from detectron2.structures import Boxes, Instances
 
     dataset, rows = random_case(seed=seed)
+    if has_ties:
+        rows = [r | {"score": round(r["score"], 1)} for r in rows]
+        monkeypatch.setattr(pascal_voc_evaluation, "np", StableNumpy())
     write_devkit(tmp_path, dataset)
     name = f"voc_test_{tmp_path.name}"
     year = {"voc07": 2007, "voc12": 2012}[metric]
@@ -208,7 +205,21 @@ def test_voc_agrees_with_detectron2s_evaluator(metric: str, seed: int, tmp_path:
     theirs = evaluator.evaluate()["bbox"]
 
     assert 0 < theirs["AP"] < 100
-    assert evaluate_voc(dataset, rows, metric).metrics == pytest.approx(dict(theirs), abs=1e-4)
+    ours = evaluate_voc(dataset, rows, metric).metrics
+    assert {name: ours[name] for name in theirs} == pytest.approx(dict(theirs), abs=1e-4)
+    other = evaluate_voc(dataset, rows, {"voc07": "voc12", "voc12": "voc07"}[metric]).metrics
+    end = {"voc07": "_area", "voc12": "_11point"}[metric]
+    assert {f"{name}{end}": other[name] for name in theirs}.items() <= ours.items()
+
+
+class StableNumpy:
+    """numpy, but equal scores keep their order: Detectron2 leaves them to the processor's sort."""
+
+    def __getattr__(self, name: str):
+        return getattr(np, name)
+
+    def argsort(self, values: np.ndarray) -> np.ndarray:
+        return np.argsort(values, kind="stable")
 
 
 def write_devkit(folder: Path, dataset: Dataset) -> None:
@@ -229,26 +240,3 @@ def write_devkit(folder: Path, dataset: Dataset) -> None:
             )
         path = folder / "Annotations" / f"{record.image_id}.xml"
         path.write_text(f"<annotation>{objects}</annotation>")
-
-
-def test_predictions_survive_the_file(tmp_path: Path):
-    dataset, rows = random_case(2)
-    write_predictions(tmp_path / "p.json", rows)
-    assert read_predictions(tmp_path / "p.json", dataset) == rows
-    write_predictions(tmp_path / "p.json", [])
-    assert read_predictions(tmp_path / "p.json", dataset) == []
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image_id": "999999"}, "image '999999', which is not in voc2007/test"),
-        ({"category_id": 9}, "unknown category_id 9"),
-        ({"score": float("nan")}, "score that is not a number"),
-    ],
-)
-def test_predictions_that_do_not_fit_are_named(change: dict, message: str, tmp_path: Path):
-    dataset, rows = random_case(2)
-    write_predictions(tmp_path / "p.json", [rows[0], rows[1] | change])
-    with pytest.raises(PredictionError, match=f"detection 1 .*{message}"):
-        read_predictions(tmp_path / "p.json", dataset)

@@ -9,7 +9,7 @@ one image.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,45 +20,65 @@ from sslbench.datasets import Dataset
 THRESHOLDS = tuple(t / 100 for t in range(50, 100, 5))
 
 
+# The task's own definition has the plain names AP, AP50, AP75; the other one's end in this.
+SUFFIX = {"voc07": "_11point", "voc12": "_area"}
+
+Definition = Literal["voc07", "voc12"]
+Detection = tuple[Any, float, float, float, float, float]  # image id, score, x, y, width, height
+
+
 @dataclass(frozen=True)
 class VOCResult:
     """Percent. A class without an object that counts is not evaluated and not averaged."""
 
-    metrics: dict[str, float]  # AP, AP50, AP75
-    per_class: dict[str, float]  # AP of each evaluated class
+    metrics: dict[str, float]  # AP, AP50, AP75, and those by the other definition
+    per_class: dict[str, dict[str, float | None]]  # the same of each class
     missing: tuple[str, ...]  # classes that were not evaluated
 
 
 def evaluate_voc(
-    dataset: Dataset, rows: Sequence[Mapping[str, Any]], metric: Literal["voc07", "voc12"]
+    dataset: Dataset, rows: Iterable[Mapping[str, Any]], metric: Definition
 ) -> VOCResult:
     """Score predictions in COCO's result format.
 
     Args:
         metric: 11-point interpolation of 2007, or the area under the curve.
     """
-    by_category = defaultdict(list)
+    by_category: dict[int, list[Detection]] = defaultdict(list)
     for row in rows:
-        by_category[row["category_id"]].append(row)
-    table, missing = {}, []
+        x, y, width, height = row["bbox"]
+        own = (row["image_id"], row["score"], x, y, width, height)
+        by_category[row["category_id"]].append(own)
+    table: dict[str, dict[str, float]] = {}
     for category, (name, category_id) in enumerate(
         zip(dataset.classes, dataset.category_ids, strict=True)
     ):
         objects = _objects(dataset, category)
-        if not (~objects.difficult_G).any():
-            missing.append(name)
-            continue
-        detections = _detections(by_category[category_id])
-        table[name] = _average_precisions(detections, objects, metric) * 100
+        if (~objects.difficult_G).any():
+            detections = _detections(by_category.pop(category_id, []))
+            table[name] = _class_metrics(detections, objects, metric)
     if not table:
         raise ValueError(f"{dataset.name}/{dataset.split} has no object to evaluate")
-    mean = np.mean(list(table.values()), axis=0)
-    metrics = {"AP": mean.mean(), "AP50": mean[0], "AP75": mean[THRESHOLDS.index(0.75)]}
-    return VOCResult(
-        {name: float(value) for name, value in metrics.items()},
-        {name: float(values.mean()) for name, values in table.items()},
-        tuple(missing),
-    )
+    names = list(next(iter(table.values())))
+    metrics = {name: float(np.mean([own[name] for own in table.values()])) for name in names}
+    blank = dict.fromkeys(names)
+    per_class = {name: {**blank, **table.get(name, {})} for name in dataset.classes}
+    missing = tuple(name for name in dataset.classes if name not in table)
+    return VOCResult(metrics, per_class, missing)
+
+
+def _class_metrics(
+    detections: "_Detections", objects: "_Objects", metric: Definition
+) -> dict[str, float]:
+    """AP, AP50 and AP75 by both definitions, the task's own first."""
+    found = _average_precisions(detections, objects)
+    values = {}
+    for definition in sorted(found, key=lambda name: name != metric):
+        ap = found[definition] * 100
+        end = "" if definition == metric else SUFFIX[definition]
+        values |= {f"AP{end}": ap.mean(), f"AP50{end}": ap[0]}
+        values[f"AP75{end}"] = ap[THRESHOLDS.index(0.75)]
+    return {name: float(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -87,12 +107,12 @@ def _objects(dataset: Dataset, category: int) -> _Objects:
     return _Objects(np.array(boxes, float).reshape(-1, 4), np.array(difficult, bool), span)
 
 
-def _detections(rows: Sequence[Mapping[str, Any]]) -> _Detections:
-    scores_D = np.array([float(f"{row['score']:.3f}") for row in rows])
-    boxes_D4 = np.array([_text_box(row["bbox"]) for row in rows], float).reshape(-1, 4)
+def _detections(found: Sequence[Detection]) -> _Detections:
+    scores_D = np.array([float(f"{score:.3f}") for _, score, *_ in found])
+    boxes_D4 = np.array([_text_box(box) for _, _, *box in found], float).reshape(-1, 4)
     # ties keep the order of the file; Detectron2 leaves them to an unstable sort
     order = np.argsort(-scores_D, kind="stable")
-    return _Detections(boxes_D4[order], [rows[i]["image_id"] for i in order])
+    return _Detections(boxes_D4[order], [found[i][0] for i in order])
 
 
 def _text_box(bbox: Sequence[float]) -> tuple[float, ...]:
@@ -108,25 +128,28 @@ def _text_box(bbox: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(f"{corner:.1f}") for corner in corners)
 
 
-def _average_precisions(detections: _Detections, objects: _Objects, metric: str) -> np.ndarray:
-    """AP at each threshold."""
+def _average_precisions(detections: _Detections, objects: _Objects) -> dict[Definition, np.ndarray]:
+    """AP at each threshold, by both definitions."""
     overlap_D, match_D = _best_matches(detections, objects)
-    num_objects = int((~objects.difficult_G).sum())
-    interpolate = _eleven_points if metric == "voc07" else _area
-    found = []
-    for threshold in THRESHOLDS:
-        hit_D = overlap_D > threshold
-        ignored_D = hit_D & objects.difficult_G[match_D]
-        candidate = np.flatnonzero(hit_D & ~ignored_D)
-        true_D = np.zeros(len(hit_D), bool)
-        # the best-scored detection of an object is right, every further one is a duplicate
-        true_D[candidate[np.unique(match_D[candidate], return_index=True)[1]]] = True
-        false_D = ~true_D & ~ignored_D
-        true_sum, false_sum = np.cumsum(true_D), np.cumsum(false_D)
-        recall_D = true_sum / num_objects
-        precision_D = true_sum / np.maximum(true_sum + false_sum, np.finfo(np.float64).eps)
-        found.append(interpolate(recall_D, precision_D))
-    return np.array(found)
+    curves = [_curve(overlap_D > t, match_D, objects.difficult_G) for t in THRESHOLDS]
+    return {
+        "voc07": np.array([_eleven_points(*curve) for curve in curves]),
+        "voc12": np.array([_area(*curve) for curve in curves]),
+    }
+
+
+def _curve(
+    hit_D: np.ndarray, match_D: np.ndarray, difficult_G: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision after each detection."""
+    ignored_D = hit_D & difficult_G[match_D]
+    candidate = np.flatnonzero(hit_D & ~ignored_D)
+    true_D = np.zeros(len(hit_D), bool)
+    # the best-scored detection of an object is right, every further one is a duplicate
+    true_D[candidate[np.unique(match_D[candidate], return_index=True)[1]]] = True
+    true_sum, false_sum = np.cumsum(true_D), np.cumsum(~true_D & ~ignored_D)
+    recall_D = true_sum / int((~difficult_G).sum())
+    return recall_D, true_sum / np.maximum(true_sum + false_sum, np.finfo(np.float64).eps)
 
 
 def _best_matches(detections: _Detections, objects: _Objects) -> tuple[np.ndarray, np.ndarray]:

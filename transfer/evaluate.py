@@ -1,0 +1,77 @@
+"""A predictions file becomes results: the last step of a run, or alone on anybody's predictions.
+
+``python -m transfer evaluate coco_fpn --predictions coco_instances_results.json --data DIR``
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslbench.datasets import DataRoots, Dataset, content_id, read
+from sslbench.files import file_sha256, write_json
+from sslbench.results import Result, write_results
+from transfer.evaluators import Evaluation, evaluate, kinds_of
+from transfer.evaluators.reading import Predictions, read_predictions
+from transfer.task import TaskConfig
+
+
+def score(task: TaskConfig, predictions: Predictions, test: Dataset) -> Evaluation:
+    """Evaluate a checked file as the task says."""
+    kinds = kinds_of(task.kind)
+    return evaluate(task.metric, test, predictions.batches(), kinds, task.evaluator)
+
+
+def results_of(
+    task: TaskConfig,
+    evaluation: Evaluation,
+    test: Dataset,
+    data: DataRoots,
+    notes: Sequence[str] = (),
+) -> list[Result]:
+    """One result per number."""
+    data_id = content_id(task.test, data)
+    return [
+        Result(
+            task=task.task,
+            metric=name,
+            value=value,
+            seed=task.seed,
+            num_images=len(test.records),
+            data_id=data_id,
+            task_version=task.protocol_version,
+            engine="" if task.engine == "auto" else task.engine,
+            footnotes=(*notes, *evaluation.footnotes),
+        )
+        for name, value in evaluation.metrics.items()
+    ]
+
+
+def write_classes(path: Path, evaluation: Evaluation, num_detections: int) -> None:
+    """Write the numbers of each class, and what evaluated how much."""
+    content = {
+        "evaluator": evaluation.evaluator,
+        "num_detections": num_detections,
+        "classes": list(evaluation.classes),
+    }
+    write_json(path, content)
+
+
+def evaluate_file(
+    task: TaskConfig, path: Path, data: DataRoots, out: Path | None = None
+) -> tuple[Evaluation, list[Result]]:
+    """Score predictions that no run of ours need have made.
+
+    Args:
+        out: JSON file of the results; ``NAME.classes.json`` beside it gets the classes.
+
+    Raises:
+        PredictionError: the file does not fit the task's test split.
+    """
+    test = read(task.test, data)
+    predictions = read_predictions(path, test, kinds_of(task.kind))
+    evaluation = score(task, predictions, test)
+    given = f"scored from a given file ({path.name}, sha256 {file_sha256(path)[:12]})"
+    results = results_of(task, evaluation, test, data, (given,))
+    if out is not None:
+        write_classes(out.with_name(f"{out.stem}.classes.json"), evaluation, len(predictions))
+        write_results(out, results)
+    return evaluation, results
