@@ -2,10 +2,12 @@
 
     python -m benchmarks.evaluation --name evaluation_cpu
 
-Synthetic predictions over 2,000 images: COCO with 100 a picture, LVIS with 300, boxes and masks,
-crowds, ties in the scores, all sizes. Every run is a process of its own; the fast one runs before
-and after each of the reference's, so that a busy minute hits both. "evaluation" starts from rows in
-memory, "from file" from the predictions file; ours is then read twice, in pieces, and checked.
+Synthetic predictions over 2,000 images: COCO with 100 a picture, boxes and masks, LVIS with 300,
+boxes; crowds, ties in the scores, all sizes. Every run is a process of its own; the fast one runs
+before and after each of the reference's, so that a busy minute hits both. "evaluation" starts from
+rows in memory, "from file" from the predictions file; ours is then read twice, in pieces, and
+checked. Seconds are the wall's, and of all processors together ("cpu"), which a busy machine does
+not stretch.
 """
 
 import json
@@ -24,7 +26,7 @@ from benchmarks.evaluation_case import SHAPES, write_case
 from benchmarks.measure import hardware, keep, print_table
 
 # what is wanted of the ratio of the evaluations
-CASES = {("coco", "box"): 20, ("coco", "mask"): 10, ("lvis", "box"): 20, ("lvis", "mask"): 10}
+CASES = {("coco", "box"): 20, ("coco", "mask"): 10, ("lvis", "box"): 20}
 MOST_DIFFERENT = 1e-4  # of percent
 
 
@@ -52,7 +54,7 @@ def compare(folder: Path, family: str, kind: str, repeats: int) -> list[dict[str
     for _ in range(repeats):
         for mode in ("default", "rows", "reference", "default", "rows"):
             runs[mode].append(run(folder, family, kind, mode))
-            print(f"{family} {kind} {mode}: {runs[mode][-1]['from file']:.1f} s", flush=True)
+            print(f"{family} {kind} {mode}: {runs[mode][-1]['from file'][0]:.1f} s", flush=True)
     theirs = runs["reference"]
     different = max(
         largest_difference(own["metrics"], theirs[0]["metrics"])
@@ -61,30 +63,31 @@ def compare(folder: Path, family: str, kind: str, repeats: int) -> list[dict[str
     if different > MOST_DIFFERENT:
         raise AssertionError(f"{family} {kind}: the numbers differ by {different}")
     ours = {"from file": runs["default"], "evaluation": runs["rows"]}
-    slow = {what: statistics.median(run[what] for run in theirs) for what in ours}
-    fast = {w: statistics.median(run[w] for run in of) for w, of in ours.items()}
-    shared = {"case": f"{family} {kind}", "numbers": len(theirs[0]["metrics"])}
+    seconds = [medians({what: theirs for what in ours}), medians(ours)]
     return [
         {
-            **shared,
-            "evaluator": theirs[0]["evaluator"],
-            **{f"s {what}": value for what, value in slow.items()},
-            "MB": max(run["MB"] for run in theirs),
-            "x from file": 1.0,
-            "x evaluation": 1.0,
-            "wanted": 1,
-            "difference": 0.0,
-        },
-        {
-            **shared,
-            "evaluator": runs["default"][0]["evaluator"],
-            **{f"s {what}": value for what, value in fast.items()},
-            "MB": max(run["MB"] for run in runs["default"]),
-            **{f"x {what}": slow[what] / fast[what] for what in ours},
-            "wanted": CASES[family, kind],
+            "case": f"{family} {kind}",
+            "numbers": len(theirs[0]["metrics"]),
+            "evaluator": of[0]["evaluator"],
+            **{f"s {what}": value for what, value in own.items()},
+            "MB": max(run["MB"] for run in of),
+            **{f"x {what}": seconds[0][what] / value for what, value in own.items()},
+            "wanted": wanted,
             "difference": different,
-        },
+        }
+        for own, of, wanted in zip(
+            seconds, (theirs, runs["default"]), (1, CASES[family, kind]), strict=True
+        )
     ]
+
+
+def medians(runs: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Seconds of each part, of the wall and of the processors."""
+    return {
+        f"{what}{end}": statistics.median(run[what][place] for run in of)
+        for what, of in runs.items()
+        for place, end in enumerate(("", " cpu"))
+    }
 
 
 def main(
