@@ -40,12 +40,12 @@ def twin_task(
     return load_task(TWINS[layout], [f"engine={engine}", *overrides]).resolved()
 
 
-def build_engine(task: TaskConfig, data: DataRoots, folder: Path) -> Engine:
+def build_engine(task: TaskConfig, data: DataRoots, folder: Path, device: str = "cpu") -> Engine:
     """An engine with random weights for a task."""
     path = write_random_weights(folder / f"{task.layout}.pkl", task.layout, task.values().width)
     train, _ = read_data(task, data)
     engine: Engine = lookup(ENGINES, task.engine, "engine")(
-        task, train.classes, Weights.read(path), "cpu"
+        task, train.classes, Weights.read(path), device
     )
     return engine
 
