@@ -196,7 +196,8 @@ class Trainer:
 
             def forward(key: int, part: Any) -> None:
                 iteration, index = divmod(key, self.task.accumulate)
-                self._losses(self.iteration + iteration, index, part, "fp32")
+                with self.batch.out_of_memory_explained():
+                    self._losses(self.iteration + iteration, index, part, "fp32")
                 bar.advance(1 if index == 0 else 0)
 
             num_norms = precise_bn(self.engine.model, forward, self._parts(num_batches))
