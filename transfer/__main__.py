@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sslbench import dist
 from sslbench.command import Data, errors_in_one_paragraph, require_place
 from sslbench.datasets import DataRoots
 from sslbench.files import read_json
@@ -202,6 +203,8 @@ def run(
             device=device,
             num_workers=workers,
         )
+    if not dist.is_main():
+        return
     for row in read_results(folder / made["results"]):
         value = "not evaluated" if row.value is None else f"{row.value:.2f} {row.unit}"
         print(f"{row.key}  {value}  ({row.engine})")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sslbench import dist
 from sslbench.batchnorm import synchronised
+from sslbench.checkpoint import state_digest
 from sslbench.interrupt import StopRequest
 from sslbench.log import Progress, RunLog
 from sslbench.meter import Meter
@@ -94,23 +95,19 @@ class Trainer:
         self.engine.model.train()
         last = self.schedule.num_iterations
         meter = Meter(self.batch.size, self.device)
-
-        def observed() -> bool:
-            is_due = every > 0 and self.iteration % every == 0 and 0 < self.iteration < last
-            return observe is not None and is_due
-
         with self.stop.listening(), self.log.progress(last, "train", initial=self.iteration) as bar:
-            if observe is not None and observed():
+            if observe and self._is_observed(every):
                 observe(self.iteration)  # the run was killed after that save
             for batch in meter.timed(self.batches(self.iteration, last)):
                 terms = self.step(batch)
                 self._record(terms, meter, bar)
                 asked = dist.any_true(self.stop.asked)
-                if asked or observed() or self._is_save_due():
+                is_observed = observe is not None and self._is_observed(every)
+                if asked or is_observed or self._is_save_due():
                     self.save()
                 if asked:
                     self._leave()
-                if observe is not None and observed():
+                if observe and is_observed:
                     observe(self.iteration)
 
     def step(self, batch: list[Any]) -> dict[str, float]:
@@ -183,6 +180,10 @@ class Trainer:
         is_last = self.iteration == self.schedule.num_iterations
         return is_last or self.iteration % self.task.checkpoint_every == 0
 
+    def _is_observed(self, every: int) -> bool:
+        is_between = 0 < self.iteration < self.schedule.num_iterations
+        return every > 0 and is_between and self.iteration % every == 0
+
     def _leave(self) -> NoReturn:
         self.log.info(f"asked to stop: saved after iteration {self.iteration}")
         dist.barrier()  # a launcher kills all once one is gone: not before the file is there
@@ -195,7 +196,8 @@ class Trainer:
 
             def forward(key: int, part: Any) -> None:
                 iteration, index = divmod(key, self.task.accumulate)
-                self._losses(self.iteration + iteration, index, part, "fp32")
+                with self.batch.out_of_memory_explained():
+                    self._losses(self.iteration + iteration, index, part, "fp32")
                 bar.advance(1 if index == 0 else 0)
 
             num_norms = precise_bn(self.engine.model, forward, self._parts(num_batches))
@@ -228,7 +230,7 @@ class Trainer:
 
         Raises:
             TrainingError: the file is damaged, or another task's.
-            ValueError: the processes do not see the same file.
+            ValueError: the processes hold different weights.
         """
         if self.path.exists():
             state = load_checkpoint(self.path, self.task)
@@ -239,4 +241,7 @@ class Trainer:
             last = self.schedule.num_iterations
             self.log.info(f"continuing at iteration {self.iteration} of {last}")
         dist.require_equal("the iteration to continue from", self.iteration)
+        if dist.world_size() > 1:
+            tensors = {k: v.cpu() for k, v in self.engine.model.state_dict().items()}
+            dist.require_equal("the weights", int(state_digest(tensors)[:15], 16))
         self.log.rewind(self.iteration)

@@ -68,21 +68,21 @@ class Watch:
         ):
             if recipe["TEST.PRECISE_BN.ENABLED"]:
                 trainer.calibrate_norms(recipe["TEST.PRECISE_BN.NUM_ITER"])
-            if dist.is_main():
-                parts_of(path).discard()  # they may be of a run that went on differently
-            wait()
             predict(trainer.engine, self.test, path, log, wait, self.num_workers)
             if dist.is_main():
                 self._record(iteration, path)
             wait()
 
     def rewind(self) -> None:
-        """Forget what lies after the trainer's iteration: it starts over from an earlier one."""
-        history = self._history()
-        kept = {k: v for k, v in history.items() if int(k) <= self.trainer.iteration}
-        dist.barrier()  # everybody has read it
-        if dist.is_main() and kept != history:
-            write_json(self.folder / HISTORY, kept)
+        """Forget what lies after the trainer's iteration, and predictions that were cut short."""
+        if dist.is_main():
+            history = self._history()
+            kept = {k: v for k, v in history.items() if int(k) <= self.trainer.iteration}
+            if kept != history:
+                write_json(self.folder / HISTORY, kept)
+            for left in self.folder.glob("predictions_[0-9]*"):
+                parts_of(left).discard()
+                left.unlink(missing_ok=True)
         dist.barrier()
 
     def _record(self, iteration: int, path: Path) -> None:

@@ -38,17 +38,19 @@ class Command:
             start_new_session=True,
         )
 
-    def start_ranks(self, out: str, count: int = 2, hooks: tuple[str, ...] = ()) -> list:
-        """Start the processes of one run."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-        hooks = hooks or ("",) * count
-        return [
-            self.start(out, hook=hooks[r], RANK=str(r), LOCAL_RANK=str(r), **common)
-            for r in range(count)
-        ]
+    def start_ranks(self, out: str, hooks: tuple[str, str] = ("", "")) -> list:
+        """Start the two processes of one run."""
+        pairs = zip(places(2), hooks, strict=True)
+        return [self.start(out, hook=hook, **place) for place, hook in pairs]
+
+
+def places(count: int) -> list[dict[str, str]]:
+    """Environments of the processes of one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
 def ended(process: subprocess.Popen, code: int = 0) -> str:

@@ -41,14 +41,18 @@ def twin_task(
 
 
 def build_engine(
-    task: TaskConfig, data: DataRoots, folder: Path, classes: Sequence[str] = ()
+    task: TaskConfig,
+    data: DataRoots,
+    folder: Path,
+    classes: Sequence[str] = (),
+    device: str = "cpu",
 ) -> Engine:
     """An engine with random weights for a task; its classes are the data's unless given."""
     recipe = task.values()
     depth = recipe["MODEL.RESNETS.DEPTH"]
     path = write_random_weights(folder / f"{task.layout}.pkl", task.layout, recipe.width, depth)
     engine: Engine = lookup(ENGINES, task.engine, "engine")(
-        task, classes or read_data(task, data)[0].classes, Weights.read(path), "cpu"
+        task, classes or read_data(task, data)[0].classes, Weights.read(path), device
     )
     return engine
 

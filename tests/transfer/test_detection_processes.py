@@ -1,13 +1,16 @@
 """Several processes make one run: equal batches, weights and predictions, and a clean end."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from detection_process import Command, ended, wait_for_rows
+from detection_process import ROOT, Command, ended, places, wait_for_rows
 from detectors import rows_of_losses, twin_task, write_random_weights
 
 from sslbench import dist
@@ -69,7 +72,7 @@ def test_two_processes_hold_the_same_weights_and_finish(
     engine: str, layout: str, scenes: DataRoots, tmp_path: Path
 ):
     """One image each: batch norm over both, the mask head's norms over unequally many regions."""
-    run = command(engine, layout, scenes, tmp_path)
+    run = command(engine, layout, scenes, tmp_path, "evaluate_every=3")
     for rank in run.start_ranks("two", hooks=(WITNESS, WITNESS)):
         ended(rank)
     first, second = (torch.load(tmp_path / f"two/checkpoints/rank{rank}.pt") for rank in (0, 1))
@@ -79,6 +82,7 @@ def test_two_processes_hold_the_same_weights_and_finish(
     moved = [k for k, v in first["trained"].items() if not torch.equal(v, first["after"][k])]
     assert moved and all("running" in k or "num_batches" in k for k in moved)
     assert status(tmp_path / "two") == "done"
+    assert list(json.loads((tmp_path / "two/history.json").read_text())) == ["3"]
     assert not (tmp_path / "two/predictions.parts").exists()
 
     # the same weights predict the same with one process
@@ -105,6 +109,43 @@ def test_two_processes_take_the_steps_of_two_parts(scenes: DataRoots, tmp_path: 
     assert len(rows[0]) == 4
     for mine, theirs in zip(*rows, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+STATISTICS = """
+import sys, torch
+from pathlib import Path
+from sslbench import dist
+from sslbench.batchnorm import synchronised
+from transfer.precise_bn import precise_bn
+with dist.process_group("cpu"):
+    torch.manual_seed(0)
+    batches = [torch.randn(size, 3) * 2 + size for size in (4, 16, 7)]
+    if dist.world_size() > 1:  # unequal shares, one of them empty
+        cuts = [1, 16, 3]
+        batches = [b[c:] if dist.rank() else b[:c] for b, c in zip(batches, cuts)]
+    norms = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3)).double()
+    synchronised(norms, torch.device("cpu"))
+    precise_bn(norms, lambda i, x: norms(x.double()), enumerate(batches))
+    torch.save(norms[0].state_dict(), f"{sys.argv[1]}.{dist.rank()}")
+"""
+
+
+@pytest.mark.slow
+def test_precise_statistics_of_unequal_shares_are_those_of_the_whole_batches(tmp_path: Path):
+    script = tmp_path / "statistics.py"
+    script.write_text(STATISTICS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(script)]
+    subprocess.run([*words, str(tmp_path / "one")], env=environment, check=True, timeout=120)
+    ranks = [
+        subprocess.Popen([*words, str(tmp_path / "two")], env=environment | place)
+        for place in places(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    one, *two = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    for half in two:
+        for name in ("running_mean", "running_var"):
+            assert torch.allclose(half[name], one[name], rtol=1e-10), name
 
 
 FAILING = """
