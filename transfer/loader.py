@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from sslbench.datasets import Record
+from sslbench.datasets.packed import PackedRecords
 from sslbench.rng import numpy_generator, torch_generator
 from transfer.engines.base import Draw, Mapper
 
@@ -54,8 +55,10 @@ class TrainingBatches:
         grouped: bool,
         num_workers: int = 0,
     ) -> None:
-        self.samples = _TrainingSamples(records, mapper, seed)
         self.groups = [int(grouped and r.width > r.height) for r in records]
+        if num_workers:
+            records = PackedRecords(records)
+        self.samples = _TrainingSamples(records, mapper, seed)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
 
     def __call__(self, start: int, stop: int) -> Iterator[list[Any]]:
