@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from sslbench import dist
 from sslbench.datasets import Record
+from sslbench.datasets.packed import PackedRecords
 from sslbench.loading import start_loading
 from sslbench.rng import numpy_generator, torch_generator
 from transfer.engines.base import Draw, Mapper
@@ -69,8 +70,10 @@ class TrainingBatches:
         factors: np.ndarray | None = None,
         num_workers: int = 0,
     ) -> None:
-        self.samples = _TrainingSamples(records, mapper, seed)
         self.groups = [int(grouped and r.width > r.height) for r in records]
+        if num_workers:
+            records = PackedRecords(records)
+        self.samples = _TrainingSamples(records, mapper, seed)
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.factors = factors
 

@@ -65,21 +65,22 @@ def read_coco(dataset: str, split: str, folder: Path) -> Dataset:
 def load_json(json_path: Path) -> dict[str, Any]:
     """Read an annotation file whose outermost value is an object."""
     try:
-        data = json_path.read_bytes()
+        # as text: parsing bytes would keep both of them, of LVIS a gigabyte each
+        text = json_path.read_text(encoding="utf-8-sig")
+        is_empty = not text or text.isspace()
+        content = None if is_empty else json.loads(text)
     except FileNotFoundError:
         raise DataError(
             f"annotation file {json_path} is not there; unpack the annotations"
         ) from None
     except OSError as error:
         raise DataError(f"annotation file {json_path} cannot be read: {error.strerror}") from None
-    if not data.strip():
-        raise DataError(f"{json_path} is not valid JSON: it is empty; fetch it again")
-    try:
-        content = json.loads(data)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{json_path} is not valid JSON ({error}); it was cut short: fetch it again"
         ) from None
+    if is_empty:
+        raise DataError(f"{json_path} is not valid JSON: it is empty; fetch it again")
     if not isinstance(content, dict):
         raise DataError(f"{json_path} must hold an object with images, annotations and categories")
     return content

@@ -22,7 +22,7 @@ def make_trainer(
 ) -> Trainer:
     folder.mkdir(exist_ok=True)
     task = twin_task(layout, engine, [f"precision={precision}", *overrides])
-    built = build_engine(task, data, folder, "cuda")
+    built = build_engine(task, data, folder, device="cuda")
     records = read_data(task, data)[0].records
     batches = TrainingBatches(records, built.mapper, 2, 0, grouped=True)
     return Trainer(built, batches, task, folder, RunLog(folder))
