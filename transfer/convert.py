@@ -142,7 +142,7 @@ class Convert:
             config.anchor_branch,
             self.allow_pickle,
         )
-        _require_possible(original, config.layout, recorded, rescaling.metadata)
+        _require_possible(original, recorded, rescaling.metadata)
         backbone = rescaling.apply(original)
         arrays = {k: v.numpy() for k, v in to_layout(backbone.state, config.layout).items()}
         said = {**recorded, "layout": config.layout, **rescaling.metadata}
@@ -165,13 +165,8 @@ def rescaling_note(constant: float | None) -> str:
 
 
 def _require_possible(
-    backbone: "Backbone", layout: str, recorded: Mapping[str, Any], rescaled: Mapping[str, Any]
+    backbone: "Backbone", recorded: Mapping[str, Any], rescaled: Mapping[str, Any]
 ) -> None:
-    if layout == "c4" and backbone.depth < 50:
-        raise ConvertError(
-            f"{backbone.source} is a ResNet-{backbone.depth}; a C4 detector's head is made of "
-            "bottleneck blocks (ResNet-50, -101). Use layout fpn"
-        )
     if "rescale" in recorded and rescaled:
         raise ConvertError(
             f"the weight norms in {backbone.source} were rescaled before, and its record holds one "

@@ -25,9 +25,17 @@ Shape = tuple[int, ...]
 
 
 def depths(layout: str) -> list[int]:
-    """Depths whose trunk Detectron2 has in this layout."""
-    listed = "c4" if layout == "dc5" else layout
+    """Depths whose trunk a detector of this layout has.
+
+    A C4 head of basic blocks is not Detectron2's own but ours: see ``has_own_head``.
+    """
+    listed = {"c4": "fpn", "dc5": "c4"}.get(layout, layout)
     return [depth for kind, depth in _dumped() if kind == listed]
+
+
+def has_own_head(layout: str, depth: int) -> bool:
+    """Whether Detectron2 itself has a detector with such a trunk."""
+    return layout != "c4" or ("c4", depth) in _dumped()
 
 
 def trunk_names(layout: str, depth: int, width: float = 1.0) -> dict[str, Shape]:
@@ -39,8 +47,14 @@ def trunk_names(layout: str, depth: int, width: float = 1.0) -> dict[str, Shape]
     if layout == "dc5":
         c4, dc5 = HOMES["c4"][1], HOMES["dc5"][1]
         names = {n.replace(c4, dc5): s for n, s in _dumped()["c4", depth].items()}
-    else:
+    elif has_own_head(layout, depth):
         names = _dumped()["c4" if layout == "c4" else "fpn", depth]
+    else:
+        trunk, last_stage = HOMES[layout]
+        names = {
+            n.replace(HOMES["fpn"][1], last_stage).replace(HOMES["fpn"][0], trunk): s
+            for n, s in _dumped()["fpn", depth].items()
+        }
     return {name: _thinner(name, shape, width) for name, shape in names.items()}
 
 

@@ -135,7 +135,7 @@ def detector_maps(
 
     if layout == "torchvision":
         return torchvision_parity.maps(weights_path, pictures)
-    if has_detectron2() and detectron2_parity.can_build(backbone.depth, backbone.width):
+    if has_detectron2() and detectron2_parity.can_build(backbone.depth, backbone.width, layout):
         return detectron2_parity.maps(backbone, weights_path, layout, pictures)
     arrays, metadata = load_weights(weights_path)
     _require_names({n: v.shape for n, v in arrays.items()}, backbone, layout)

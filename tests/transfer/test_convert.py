@@ -12,7 +12,7 @@ from checkpoints import write_checkpoint
 from sslbench.checkpoint import CheckpointError, load_backbone
 from sslbench.datasets import DataRoots
 from sslbench.stage import run_standalone, status
-from transfer.convert import Convert, ConvertConfig, ConvertError
+from transfer.convert import Convert, ConvertConfig
 from transfer.naming import from_detectron2
 from transfer.weights import WeightsError, load_weights, write_weights
 
@@ -61,12 +61,10 @@ def test_a_conversion_is_the_same_bytes_every_time(tmp_path: Path):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
-def test_basic_blocks_cannot_go_into_a_c4_detector(tmp_path: Path):
+def test_basic_blocks_go_into_both_detectors(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path, depth=18)
-    with pytest.raises(ConvertError, match="bottleneck blocks"):
-        convert(checkpoint, tmp_path / "out")
-    assert status(tmp_path / "out") == "resumable"
-    assert status(convert(checkpoint, tmp_path / "fpn", "fpn")) == "done"
+    for layout in ("c4", "fpn"):
+        assert status(convert(checkpoint, tmp_path / layout, layout)) == "done"
 
 
 def test_a_missing_branch_stops_the_stage(tmp_path: Path):

@@ -8,7 +8,15 @@ from dump_detectron2_names import TRUNKS, keys, trunk
 from test_parity import written
 
 from transfer import naming, parity
-from transfer.detectron2_names import bare_name, config_keys, depths, misnamed, trunk_names
+from transfer.detectron2_names import (
+    bare_name,
+    config_keys,
+    depths,
+    has_own_head,
+    misnamed,
+    trunk_names,
+)
+from transfer.engines.detectron2 import EXTRA_NORM_HEAD, register_extra_norm_head
 from transfer.naming import to_detectron2
 from transfer.parity import check_parity
 from transfer.weights import WeightsError
@@ -21,7 +29,7 @@ def test_a_trunk_has_its_number_of_tensors(layout: str, depth: int):
     assert len(trunk_names(layout, depth)) == NUM_TENSORS[depth]
 
 
-@pytest.mark.parametrize(("layout", "depth"), [("c4", 50), ("fpn", 50), ("fpn", 18), ("fpn", 101)])
+@pytest.mark.parametrize(("layout", "depth"), [("c4", 50), ("c4", 18), ("fpn", 50), ("fpn", 18)])
 def test_our_names_and_shapes_are_detectron2s(layout: str, depth: int, tmp_path: Path):
     backbone = make_backbone(tmp_path, depth, 0.125)
     ours = {n: tuple(v.shape) for n, v in to_detectron2(backbone.state, layout).items()}
@@ -37,9 +45,27 @@ def test_a_dc5_detector_keeps_the_whole_trunk_in_its_backbone():
     }
 
 
-def test_a_c4_detector_has_no_trunk_of_basic_blocks():
-    assert depths("c4") == [50, 101]
-    assert depths("fpn") == [18, 34, 50, 101]
+def test_detectron2_has_no_c4_detector_of_basic_blocks_and_we_have():
+    assert [depth for depth in depths("c4") if has_own_head("c4", depth)] == [50, 101]
+    assert depths("c4") == depths("fpn") == [18, 34, 50, 101]
+    assert depths("dc5") == [50, 101]
+
+
+@pytest.mark.d2
+@pytest.mark.parametrize("depth", [18, 34])
+def test_our_head_of_basic_blocks_has_the_names_that_are_listed_for_it(depth: int):
+    from detectron2.config import get_cfg
+    from detectron2.modeling import build_model
+
+    register_extra_norm_head()
+    cfg = get_cfg()
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ROI_HEADS.NAME = EXTRA_NORM_HEAD
+    cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = depth, 64
+    state = build_model(cfg).state_dict()
+    heads = ("proposal_generator.", "roi_heads.box", "roi_heads.res5.norm.", "pixel_")
+    kept = {n: tuple(v.shape) for n, v in state.items() if not n.startswith(heads)}
+    assert kept == trunk_names("c4", depth)
 
 
 def test_a_tensor_of_another_shape_is_unknown_and_missing():

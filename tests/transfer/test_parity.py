@@ -30,7 +30,7 @@ def written(backbone, layout, folder: Path, change=None, **extra) -> Path:
 
 @pytest.mark.parametrize(
     ("layout", "depth", "width"),
-    [("c4", 50, 0.125), ("fpn", 50, 0.125), ("fpn", 18, 0.25), ("fpn", 34, 0.125)],
+    [("c4", 50, 0.125), ("fpn", 50, 0.125), ("c4", 18, 0.25), ("fpn", 34, 0.125)],
 )
 def test_right_weights_reach_the_goal(layout, depth, width, tmp_path: Path, only_ours):
     backbone = make_backbone(tmp_path, depth, width)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detectors import run_detection, write_random_weights
 
-from sslbench.datasets import Object, Record
+from sslbench.datasets import DataRoots, Object, Record
 from transfer.loader import TrainingBatches, index_stream
 from transfer.repeat_factors import epoch_indices, repeat_factors, sampling_factors
 from transfer.task import load_task
@@ -77,3 +78,26 @@ def test_a_resumed_stream_with_repeats_goes_on_where_it_was():
     assert whole[17:] == list(batches(17, 40))
     shown = Counter(number for batch in whole for number in batch)
     assert shown[0] > 2 * shown[1] and shown[3] > 2 * shown[1]
+
+
+class Asked(Exception):
+    """What the loader was asked for."""
+
+
+def test_training_on_lvis_asks_the_loader_for_repeats(
+    scenes: DataRoots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def ask(records, *args, factors=None, **options):
+        raise Asked(len(records), factors)
+
+    monkeypatch.setattr("transfer.loader.TrainingBatches", ask)
+    weights = write_random_weights(tmp_path / "w.pkl", "fpn")
+    for name in ("lvis_v1_twin", "coco_fpn_twin"):
+        task = load_task(name, ["engine=torchvision"]).resolved()
+        with pytest.raises(Asked) as caught:
+            run_detection(task, scenes, weights, tmp_path / name)
+        num_images, factors = caught.value.args
+        if name == "coco_fpn_twin":
+            assert factors is None
+        else:
+            assert len(factors) == num_images and max(factors) > 1 == min(factors)

@@ -148,6 +148,17 @@ def test_the_stride_leaves_res2_alone(fpn: Path, tmp_path: Path):
     assert min(levels[f"res{i}"] for i in (3, 4, 5)) > 0.01
 
 
+def test_a_c4_head_of_basic_blocks_is_ours_and_not_detectron2s(tmp_path: Path):
+    weights = written(make_backbone(tmp_path, 18), "c4", tmp_path)
+    text = RIGHT.replace("build_resnet_fpn_backbone", "build_resnet_backbone")
+    text = text.replace("RES2_OUT_CHANNELS: 32", "RES2_OUT_CHANNELS: 8\n    DEPTH: 18")
+    error = only(verify(weights, text, tmp_path), "error")
+    assert "head cannot be a ResNet-18's" in error.text
+    assert "MODEL.ROI_HEADS.NAME SSLBenchRes5HeadExtraNorm" in error.way_out
+    ours = text.replace("MODEL:", "MODEL:\n  ROI_HEADS: {NAME: SSLBenchRes5HeadExtraNorm}")
+    assert verify(weights, ours, tmp_path).passed
+
+
 def test_a_network_of_basic_blocks_has_no_1x1_to_stride_in(tmp_path: Path):
     weights = written(make_backbone(tmp_path, 18), "fpn", tmp_path)
     text = RIGHT.replace("RES2_OUT_CHANNELS: 32", "RES2_OUT_CHANNELS: 8\n    DEPTH: 18")

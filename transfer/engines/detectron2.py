@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sslbench.config import ConfigError
 from sslbench.datasets import DataError, Record, decode_rgb
@@ -57,14 +57,9 @@ def require_working_detectron2() -> None:
 
 
 def register_extra_norm_head() -> None:
-    """Add the C4 head with a norm after res5 to Detectron2's registry, once.
-
-    Its base class builds bottlenecks at any depth; here a ResNet-18 or -34 keeps its basic blocks.
-    """
+    """Add the C4 head with a norm after res5 to Detectron2's registry, once."""
     from detectron2.layers import get_norm
-    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
     from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
-    from torch import nn
 
     if EXTRA_NORM_HEAD in ROI_HEADS_REGISTRY:
         return
@@ -72,24 +67,35 @@ def register_extra_norm_head() -> None:
     class SSLBenchRes5HeadExtraNorm(Res5ROIHeads):  # type: ignore[misc]
         @classmethod
         def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
-            depth, norm = cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RESNETS.NORM
-            if depth >= BOTTLENECKS_FROM:
-                stage, channels = super()._build_res5_block(cfg)
-            else:
-                num_blocks, channels = blocks_of(depth)[-1], cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
-                blocks = ResNet.make_stage(
-                    BasicBlock,
-                    num_blocks,
-                    stride_per_block=[2] + [1] * (num_blocks - 1),
-                    in_channels=channels // 2,
-                    out_channels=channels,
-                    norm=norm,
-                )
-                stage = nn.Sequential(*blocks)
-            stage.add_module("norm", get_norm(norm, channels))
+            stage, channels = build_last_stage(cfg)
+            stage.add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
             return stage, channels
 
     ROI_HEADS_REGISTRY.register(SSLBenchRes5HeadExtraNorm)
+
+
+def build_last_stage(cfg: Any) -> tuple[nn.Sequential, int]:
+    """Build res5 of a C4 head, and count its channels.
+
+    Detectron2's own head has bottlenecks at any depth; a ResNet-18 or -34 keeps its basic blocks.
+    """
+    from detectron2.modeling.backbone.resnet import BasicBlock, ResNet
+    from detectron2.modeling.roi_heads import Res5ROIHeads
+
+    depth = cfg.MODEL.RESNETS.DEPTH
+    if depth >= BOTTLENECKS_FROM:
+        stage, channels = Res5ROIHeads._build_res5_block(cfg)
+        return stage, channels
+    num_blocks, channels = blocks_of(depth)[-1], cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+    blocks = ResNet.make_stage(
+        BasicBlock,
+        num_blocks,
+        stride_per_block=[2] + [1] * (num_blocks - 1),
+        in_channels=channels // 2,
+        out_channels=channels,
+        norm=cfg.MODEL.RESNETS.NORM,
+    )
+    return nn.Sequential(*blocks), channels
 
 
 def build_config(task: TaskConfig, num_classes: int, device: str) -> Any:

@@ -16,8 +16,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from transfer.detectron2_names import bare_name, trunk_names
+from transfer.detectron2_names import bare_name, has_own_head, trunk_names
 from transfer.detectron2_parity import load, only_errors_logged
+from transfer.engines.detectron2 import EXTRA_NORM_HEAD, build_last_stage
 from transfer.engines.recipe import trunk_values
 from transfer.verify.detector_file import DetectorFile
 from transfer.verify.findings import VerifyError
@@ -46,6 +47,8 @@ def standard_config(file: DetectorFile, layout: str) -> Any:
     cfg.INPUT.FORMAT = file.needs.channel_order
     for key, value in trunk_values(file.depth, file.width).items():
         cfg.MODEL.RESNETS[key] = value
+    if not has_own_head(layout, file.depth):
+        cfg.MODEL.ROI_HEADS.NAME = EXTRA_NORM_HEAD
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = file.needs.stride_in_1x1
     _give_out_all_levels(cfg, layout)
@@ -124,7 +127,9 @@ def _trunk(cfg: Any, layout: str) -> nn.Module:
     model.backbone = build_backbone(cfg)
     if layout == "c4":
         model.roi_heads = nn.Module()
-        model.roi_heads.res5 = Res5ROIHeads._build_res5_block(cfg)[0]
+        is_ours = cfg.MODEL.ROI_HEADS.NAME == EXTRA_NORM_HEAD
+        build = build_last_stage if is_ours else Res5ROIHeads._build_res5_block
+        model.roi_heads.res5 = build(cfg)[0]
     return model
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from transfer.detectron2_names import depths
+from transfer.detectron2_names import depths, has_own_head
+from transfer.engines.detectron2 import EXTRA_NORM_HEAD
 from transfer.engines.recipe import trunk_values
 from transfer.verify.detector_file import DetectorFile, Treatment
 from transfer.verify.findings import Finding, VerifyError, setting
@@ -121,9 +122,14 @@ def network_findings(chain: Chain, file: DetectorFile) -> Iterator[Finding]:
             f"{name!r} is none of Detectron2's ResNets; what it does with the settings is unknown"
         )
         yield Finding("warning", "MODEL.BACKBONE.NAME", text)
-    if file.depth not in depths(layout_of(chain)):
-        text = f"builds a {layout_of(chain)} detector, whose head cannot be a ResNet-{file.depth}'s"
-        yield Finding("error", "MODEL.BACKBONE.NAME", text, "Use a recipe with a feature pyramid")
+    layout = layout_of(chain)
+    is_ours = layout == "c4" and chain["MODEL.ROI_HEADS.NAME"] == EXTRA_NORM_HEAD
+    if file.depth not in depths(layout) or not (is_ours or has_own_head(layout, file.depth)):
+        text = f"builds a {layout} detector, whose head cannot be a ResNet-{file.depth}'s"
+        way_out = "Use a recipe with a feature pyramid"
+        if layout == "c4":
+            way_out += f", or MODEL.ROI_HEADS.NAME {EXTRA_NORM_HEAD} of this suite"
+        yield Finding("error", "MODEL.BACKBONE.NAME", text, way_out)
     wanted = {"NUM_GROUPS": 1} | trunk_values(file.depth, file.width)
     for short, value in wanted.items():
         key = f"MODEL.RESNETS.{short}"
