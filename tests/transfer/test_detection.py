@@ -91,6 +91,14 @@ def test_a_stage_killed_before_a_file_was_written_finishes_with_the_same_results
         assert (out / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_the_stage_keeps_the_numbers_of_each_class_and_what_found_them(finished: tuple[Path, Path]):
+    kept = json.loads((finished[0] / "classes.json").read_text())
+    assert kept["evaluator"].startswith("hotcoco ")
+    rows = json.loads((finished[0] / "predictions.json").read_text())
+    assert kept["num_detections"] == len(rows)
+    assert {"name", "category_id", "box_AP", "mask_AP75"} <= set(kept["classes"][0])
+
+
 KILLED = """
 import importlib, os, signal, sys
 from pathlib import Path

@@ -196,6 +196,7 @@ def test_an_annotation_id_that_occurs_twice_is_refused(tmp_path: Path):
 @pytest.mark.parametrize(
     ("outline", "message"),
     [
+        ([[1, 2, 3, 4]], r"annotation 1 has the polygon \[1, 2, 3, 4\], which has fewer than 3"),
         (None, "annotation 1 has no segmentation, so masks cannot be evaluated"),
         ({"size": [9, 9], "counts": "0a"}, r"annotation 1 has a mask of size \[9, 9\], its image"),
     ],

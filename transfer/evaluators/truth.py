@@ -11,6 +11,7 @@ from transfer.evaluators.reading import Kind
 
 FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 FREQUENCIES = ("r", "c", "f")
+LEAST_NUMBERS = 6  # of a polygon
 
 
 def check_truth(dataset: Dataset, kinds: Sequence[Kind]) -> None:
@@ -18,7 +19,7 @@ def check_truth(dataset: Dataset, kinds: Sequence[Kind]) -> None:
 
     Raises:
         DataError: no annotation file, ids that are not unique or not positive (0 stands for "no
-            match" in the evaluators), or masks that are missing or of another size.
+            match" in the evaluators), or masks that are missing, too short or of another size.
     """
     path = dataset.annotation_path
     if path is None:
@@ -50,7 +51,14 @@ def _check_mask(item: Object, record: Record, path: str) -> None:
             "evaluated; evaluate boxes alone (kind = 'faster_rcnn') or complete the annotations"
         )
     size = [record.height, record.width]
-    if isinstance(item.segmentation, dict) and list(item.segmentation["size"]) != size:
+    if isinstance(item.segmentation, list):
+        short = [part for part in item.segmentation if len(part) < LEAST_NUMBERS]
+        if short:  # pycocotools takes four numbers for a box
+            raise DataError(
+                f"{path}: annotation {item.annotation_id} has the polygon {short[0]}, which has "
+                "fewer than 3 points; take it out"
+            )
+    elif list(item.segmentation["size"]) != size:
         raise DataError(
             f"{path}: annotation {item.annotation_id} has a mask of size "
             f"{item.segmentation['size']}, its image {record.image_id} is {size} (height, width)"
