@@ -6,7 +6,6 @@ that was killed continues bit for bit on the CPU.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -206,11 +205,7 @@ class Trainer:
     def _parts(self, num_batches: int) -> Iterator[tuple[int, Any]]:
         """The parts of the next batches, numbered on."""
         batches = self.batches(self.iteration, self.iteration + num_batches)
-        return zip(
-            count(),
-            (part for batch in batches for part in split(batch, self.task.accumulate)),
-            strict=False,
-        )
+        return enumerate(part for batch in batches for part in split(batch, self.task.accumulate))
 
     def save(self) -> None:
         """Write the state that ``resume`` reads, atomically."""

@@ -46,6 +46,12 @@ def test_watching_changes_no_number_and_shows_what_the_end_would_have(
         assert (tmp_path / "plain" / made).read_bytes() == (
             tmp_path / "watched" / made
         ).read_bytes()
+    plain_state, watched_state = (
+        torch.load(tmp_path / name / "checkpoints/last.pt")["model"]
+        for name in ("plain", "watched")
+    )
+    for name, value in plain_state.items():  # running statistics too
+        assert torch.equal(value, watched_state[name]), name
     rows = {name: rows_of_losses(tmp_path / name) for name in runs}
     assert rows["plain"] == [row for row in rows["watched"] if "total" in row]
 
