@@ -35,7 +35,7 @@ def departures(task: TaskConfig) -> tuple[str, ...]:
     """
     official = _protocol_of(task)
     if official is None:
-        return ()
+        return (f"{task.task} names no published protocol",) if task.strict else ()
     lines = [
         f"{name}: {getattr(task, name)}"
         for name in ("kind", "layout", "metric")
