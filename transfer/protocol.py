@@ -37,7 +37,8 @@ def departures(task: TaskConfig) -> tuple[str, ...]:
     """
     official = _protocol_of(task)
     if official is None:
-        return task.notes_on_settings()
+        unnamed = (f"{task.task} names no published protocol",) if task.strict else ()
+        return (*unnamed, *task.notes_on_settings())
     lines = [
         f"{name}: {getattr(task, name)}"
         for name in ("kind", "layout", "metric")
@@ -58,9 +59,8 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
         ProtocolError: something does and the task is strict.
     """
     found, official = departures(task), _protocol_of(task)
-    if official is None:
-        return found
-    if unofficial := dict.fromkeys((*train.unofficial, *test.unofficial)):
+    unofficial = dict.fromkeys((*train.unofficial, *test.unofficial))
+    if unofficial and official is not None:
         found += (_line(official.task, f"content of the data: {'; '.join(unofficial)}"),)
     if task.strict and found:
         listed = "\n".join(f"  {line}" for line in found)

@@ -179,6 +179,7 @@ def test_the_engine_is_told_without_importing_it(
     assert re.search(told, line.removeprefix("engine").strip())
 
 
+@pytest.mark.slow
 def test_the_command_exits_with_one_and_imports_no_torch(root: Path):
     code = (
         "import sys\nfrom launch.__main__ import main\n"

@@ -49,6 +49,7 @@ def test_a_strict_suite_hands_its_demand_to_the_tasks(suite, roots, tmp_path):
     assert all(config.strict for name, config in named.items() if name.startswith("transfer/"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "how"), [("run", "option"), ("plan", "suite")])
 def test_the_command_ends_before_anything_runs(departing, tmp_path, how, command):
     words = [command, str(departing), "--runs", str(tmp_path / "runs")]

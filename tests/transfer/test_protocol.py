@@ -80,7 +80,9 @@ def test_a_task_of_ones_own_has_no_protocol_unless_it_names_one(tmp_path: Path):
     own = tmp_path / "mine.toml"
     own.write_text(f'extends = "{TASKS_DIR / "voc0712_det.toml"}"\ntask = "mine"\n')
     assert departures(load_task(own)) == ()
-    assert check(load_task(own, ["strict=true"]), UNOFFICIAL, UNOFFICIAL) == ()
+    assert check(load_task(own), UNOFFICIAL, UNOFFICIAL) == ()
+    with pytest.raises(ProtocolError, match="mine names no published protocol"):
+        check(load_task(own, ["strict=true"]), OFFICIAL, OFFICIAL)
     with pytest.raises(ConfigError, match="protocol 'voc0713' is no file"):
         departures(load_task(own, ["protocol=voc0713"]))
 
