@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sslbench.checkpoint import Backbone
 from sslbench.resnet import stem_channels
-from transfer.detectron2_names import has_own_head
 from transfer.engines.loading import tensors
 from transfer.naming import LAST_STAGE, TRUNK, Layout
 from transfer.weights import WeightsError, load_weights
@@ -32,9 +31,9 @@ LOUD = (
 )
 
 
-def can_build(depth: int, width: float, layout: Layout) -> bool:
-    """Tell whether Detectron2 has such a trunk: basic blocks in one width only, none in C4."""
-    return depth >= 50 or (width == 1 and has_own_head(layout, depth))
+def can_build(depth: int, width: float) -> bool:
+    """Tell whether Detectron2 has such a trunk: basic blocks come in one width only."""
+    return depth >= 50 or width == 1
 
 
 def maps(

@@ -22,7 +22,7 @@ from sslbench.checkpoint import Backbone
 from sslbench.datasets import decode_rgb
 from sslbench.resnet import LAYERS, PIXEL_MEAN, PIXEL_STD
 from sslbench.rng import numpy_generator
-from transfer.detectron2_names import HOMES, misnamed
+from transfer.detectron2_names import HOMES, has_own_head, misnamed
 from transfer.detectron2_trunk import Detectron2Trunk
 from transfer.layouts import AnyLayout
 from transfer.naming import STAGES, Layout
@@ -135,7 +135,9 @@ def detector_maps(
 
     if layout == "torchvision":
         return torchvision_parity.maps(weights_path, pictures)
-    if has_detectron2() and detectron2_parity.can_build(backbone.depth, backbone.width, layout):
+    depth, width = backbone.depth, backbone.width
+    own = has_own_head(layout, depth) and detectron2_parity.can_build(depth, width)
+    if own and has_detectron2():
         return detectron2_parity.maps(backbone, weights_path, layout, pictures)
     arrays, metadata = load_weights(weights_path)
     _require_names({n: v.shape for n, v in arrays.items()}, backbone, layout)

@@ -154,3 +154,13 @@ def test_the_defaults_are_detectron2s_own():
         for name in key.split("."):
             value = value[name]
         assert default(key) == (tuple(value) if isinstance(value, list) else value), key
+
+
+def test_our_c4_head_of_basic_blocks_computes_the_checkpoints_maps(tmp_path: Path):
+    path = written(make_backbone(tmp_path, 18, 1.0), "c4", tmp_path)
+    recipe = str(RECIPES_DIR / "pascal_voc_R_18_C4_24k.yaml")
+    found = verify_files(path, against=tmp_path / "r18.pth", config=recipe)
+    assert found.passed
+    comparison = of_detectron2(found, "checkpoint")
+    assert comparison.loaded == "100 of 100"
+    assert max(comparison.levels.values()) <= GOAL
