@@ -218,7 +218,7 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, as test=coco2017/train or seed=1")
     ] = None,
-    data: Annotated[Path, typer.Option(help="where data sets lie")] = Path("data"),
+    data: Data = None,
     evaluator: Annotated[
         Literal["default", "reference"] | None,
         typer.Option(help="reference: pycocotools or lvis, slowly; the task's own if not given"),
@@ -235,7 +235,7 @@ def evaluate(
             require_place("--out", out)
         chosen = [f"evaluator={evaluator}"] if evaluator else []
         config = load_task(task, [*(overrides or ()), *chosen])
-        evaluation, results = evaluate_file(config, predictions, DataRoots(data), out)
+        evaluation, results = evaluate_file(config, predictions, DataRoots.given(data or ()), out)
     if per_class:
         for row in evaluation.classes:
             name, _, *values = row.items()
