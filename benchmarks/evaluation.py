@@ -5,8 +5,8 @@
 Synthetic predictions over 2,000 images: COCO with 100 a picture, boxes and masks, LVIS with 300,
 boxes; crowds, ties in the scores, all sizes. Every run is a process of its own; the fast one runs
 before and after each of the reference's, so that a busy minute hits both. "evaluation" starts from
-rows in memory, "from file" from the predictions file; ours is then read twice, in pieces, and
-checked. Seconds are the wall's, and of all processors together ("cpu"), which a busy machine does
+rows in memory, "from file" from the predictions file; ours is then read in pieces and checked.
+Seconds are the wall's, and of all processors together ("cpu"), which a busy machine does
 not stretch.
 """
 

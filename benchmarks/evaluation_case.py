@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from sslbench.datasets import Dataset, Object, Record
 from transfer.evaluators import evaluate
-from transfer.evaluators.reading import Predictions, read_predictions
+from transfer.evaluators.reading import Predictions
 
 HEIGHT, WIDTH = 480, 640
 CORNERS = 14  # of an outline
@@ -161,14 +161,14 @@ def run(folder: Path, family: Any, kind: Any, mode: str) -> dict[str, Any]:
     path = folder / "predictions.json"
     began = clocks()
     if mode == "default":
-        found: Predictions = read_predictions(path, dataset, (kind,))
-        batches: Any = found.batches()
+        read = began
+        found = Predictions(path, dataset, (kind,))
+        evaluation = found.feed(lambda batches: evaluate(family, dataset, batches, (kind,)))
     else:
         rows = json.loads(path.read_text())
-        batches = [rows]
-    read = clocks()
-    choice: Any = "reference" if mode == "reference" else "default"
-    evaluation = evaluate(family, dataset, batches, (kind,), choice)
+        read = clocks()
+        choice: Any = "reference" if mode == "reference" else "default"
+        evaluation = evaluate(family, dataset, [rows], (kind,), choice)
     ended = clocks()
     return {
         "from file": (ended - began).tolist(),

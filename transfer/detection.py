@@ -154,21 +154,21 @@ class Detection:
         from sslbench.results import write_results
         from transfer.evaluate import results_of, score, write_classes
         from transfer.evaluators import kinds_of
-        from transfer.evaluators.reading import read_predictions
+        from transfer.evaluators.reading import Predictions
         from transfer.pictures import draw_detections, pictured
 
         shown = pictured(test, task.num_pictures)
         ids = {record.image_id for record in shown}
-        found = read_predictions(ctx.dir / PREDICTIONS, test, kinds_of(task.kind), keep=ids)
+        found = Predictions(ctx.dir / PREDICTIONS, test, kinds_of(task.kind), keep=ids)
         evaluation = score(task, found, test)
         results = results_of(task, evaluation, test, ctx.data, notes)
         draw_detections(ctx.dir / PICTURES, test, shown, found.kept)
-        write_classes(ctx.dir / CLASSES, evaluation, len(found))
+        write_classes(ctx.dir / CLASSES, evaluation, found.num_rows)
         write_results(ctx.dir / "results.json", results)
         for note in evaluation.footnotes:
             log.info(note)
         said = "  ".join(f"{r.metric} {r.value:.2f}" for r in results[:6] if r.value is not None)
-        log.info(f"{task.task} on {len(found)} detections by {evaluation.evaluator}: {said}")
+        log.info(f"{task.task} on {found.num_rows} detections by {evaluation.evaluator}: {said}")
 
 
 def _train(ctx: StageContext, trainer: "Trainer", test: Dataset) -> None:

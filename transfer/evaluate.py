@@ -10,14 +10,16 @@ from sslbench.datasets import DataRoots, Dataset, content_id, read
 from sslbench.files import file_sha256, write_json
 from sslbench.results import Result, write_results
 from transfer.evaluators import Evaluation, evaluate, kinds_of
-from transfer.evaluators.reading import Predictions, read_predictions
+from transfer.evaluators.reading import Predictions
 from transfer.task import TaskConfig
 
 
 def score(task: TaskConfig, predictions: Predictions, test: Dataset) -> Evaluation:
-    """Evaluate a checked file as the task says."""
+    """Check and evaluate a file as the task says."""
     kinds = kinds_of(task.kind)
-    return evaluate(task.metric, test, predictions.batches(), kinds, task.evaluator)
+    return predictions.feed(
+        lambda batches: evaluate(task.metric, test, batches, kinds, task.evaluator)
+    )
 
 
 def results_of(
@@ -67,11 +69,11 @@ def evaluate_file(
         PredictionError: the file does not fit the task's test split.
     """
     test = read(task.test, data)
-    predictions = read_predictions(path, test, kinds_of(task.kind))
+    predictions = Predictions(path, test, kinds_of(task.kind))
     evaluation = score(task, predictions, test)
     given = f"scored from a given file ({path.name}, sha256 {file_sha256(path)[:12]})"
     results = results_of(task, evaluation, test, data, (given,))
     if out is not None:
-        write_classes(out.with_name(f"{out.stem}.classes.json"), evaluation, len(predictions))
+        write_classes(out.with_name(f"{out.stem}.classes.json"), evaluation, predictions.num_rows)
         write_results(out, results)
     return evaluation, results

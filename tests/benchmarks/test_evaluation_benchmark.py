@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.evaluation import largest_difference, medians
 from benchmarks.evaluation_case import peak_megabytes, read_truth, run, write_case
-from transfer.evaluators.reading import read_predictions
+from transfer.evaluators.reading import Predictions
 
 
 @pytest.mark.parametrize("mode", ["default", "rows"])
@@ -27,7 +27,8 @@ def test_the_data_have_all_sizes_crowds_ties_and_300_detections(tmp_path: Path):
     assert min(areas) < 32**2 < 96**2 < max(areas) and len(dataset.classes) == 1203
     assert any(item.crowd for record in dataset.records for item in record.objects)
     path = tmp_path / "lvis" / "predictions.json"
-    assert len(read_predictions(path, dataset, ("box", "mask"))) == 16 * 300
+    found = Predictions(path, dataset, ("box", "mask")).feed(list)
+    assert sum(map(len, found)) == 16 * 300
     scores = [row["score"] for row in json.loads(path.read_text())]
     assert len(set(scores)) < len(scores)
 

@@ -11,7 +11,7 @@ from detections import dataset_of, random_content, random_rows
 from sslbench.datasets import DataError, Dataset
 from transfer.evaluators import Evaluation, evaluate
 from transfer.evaluators.predictions import write_predictions
-from transfer.evaluators.reading import read_predictions
+from transfer.evaluators.reading import Predictions
 from transfer.evaluators.scores import NAMES
 
 KINDS = ("box", "mask")
@@ -230,24 +230,17 @@ def test_the_published_numbers_are_reproduced(
     content = json.loads((folder / f"{truth}.json").read_text())
     dataset = dataset_of(content, tmp_path / "truth.json")
     name = {"bbox": "box", "segm": "mask"}[kind]
-    predictions = read_predictions(folder / f"{found}.json", dataset, (name,))
-    metrics = evaluate(family, dataset, predictions.batches(), (name,), choice).metrics
+    predictions = Predictions(folder / f"{found}.json", dataset, (name,))
+    metrics = predictions.feed(lambda b: evaluate(family, dataset, b, (name,), choice)).metrics
     values = dict(zip(NAMES[family], (100 * v for v in expected.values()), strict=True))
     assert metrics == pytest.approx({f"{name}_{k}": v for k, v in values.items()}, abs=1e-9)
 
 
-def test_rows_of_an_image_that_lie_apart_count_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_rows_of_an_image_that_lie_apart_count_together(tmp_path: Path):
     dataset, rows = case("coco", 5, tmp_path, steps=5)
-    whole = evaluate("coco", dataset, [rows], KINDS)
     rows.sort(key=lambda row: row["image_id"])
     mixed = rows[::2] + rows[1::2]
     write_predictions(tmp_path / "p.json", mixed)
-    monkeypatch.setattr("transfer.evaluators.reading.MOST_ROWS", 40)
-    found = read_predictions(tmp_path / "p.json", dataset, KINDS)
-    batches = list(found.batches())
-    assert len(batches) > 1 and max(map(len, batches)) < len(rows)
-    in_file = evaluate("coco", dataset, [mixed], KINDS)
-    assert evaluate("coco", dataset, batches, KINDS) == in_file
-    assert in_file.metrics["box_AR100"] == whole.metrics["box_AR100"]
+    found = Predictions(tmp_path / "p.json", dataset, KINDS)
+    in_file = found.feed(lambda batches: evaluate("coco", dataset, batches, KINDS))
+    assert in_file == evaluate("coco", dataset, [mixed], KINDS)

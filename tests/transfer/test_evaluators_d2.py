@@ -11,7 +11,7 @@ from test_evaluate_command import perfect_rows
 from sslbench.datasets import DataRoots, read
 from transfer.engines.masks import rasterise
 from transfer.evaluators import evaluate
-from transfer.evaluators.reading import read_predictions
+from transfer.evaluators.reading import Predictions
 
 pytestmark = pytest.mark.d2
 NAMES = {"coco": ("AP", "AP50", "AP75", "APs", "APm", "APl")}
@@ -61,8 +61,9 @@ def test_numbers_from_detectron2s_own_file_equal_its_evaluators(
         theirs = evaluator.evaluate()
 
     (file,) = tmp_path.glob("*instances_results.json")
-    predictions = read_predictions(file, dataset, ("box", "mask"))
-    ours = evaluate(family, dataset, predictions.batches(), ("box", "mask")).metrics
+    kinds = ("box", "mask")
+    predictions = Predictions(file, dataset, kinds)
+    ours = predictions.feed(lambda b: evaluate(family, dataset, b, kinds)).metrics
     for kind, other in (("box", "bbox"), ("mask", "segm")):
         assert 0 < theirs[other]["AP"] < 100
         for metric in NAMES[family]:

@@ -14,10 +14,14 @@ from pycocotools import mask as coco_mask
 from sslbench.datasets import Dataset
 from transfer.evaluators.json_rows import pieces
 from transfer.evaluators.predictions import PredictionError, write_predictions
-from transfer.evaluators.reading import _Check, read_predictions
+from transfer.evaluators.reading import Kind, Predictions, Row, _Check
 from transfer.evaluators.rle import mask_sizes
 
 KINDS = ("box", "mask")
+
+
+def batches(path: Path, dataset: Dataset, kinds: tuple[Kind, ...] = KINDS) -> list[list[Row]]:
+    return Predictions(path, dataset, kinds).feed(list)
 
 
 @pytest.fixture
@@ -60,9 +64,9 @@ def test_our_own_files_are_read_in_many_pieces(rows: list[dict], tmp_path: Path)
 def test_predictions_survive_the_file(dataset: Dataset, rows: list[dict], tmp_path: Path):
     for expected in (rows, []):
         write_predictions(tmp_path / "p.json", expected)
-        found = read_predictions(tmp_path / "p.json", dataset, KINDS)
-        assert len(found) == len(expected)
-        assert [row for batch in found.batches() for row in batch] == expected
+        found = Predictions(tmp_path / "p.json", dataset, KINDS)
+        assert [row for batch in found.feed(list) for row in batch] == expected
+        assert found.num_rows == len(expected) and found.kept == []
 
 
 def test_only_rows_that_were_asked_for_stay_in_memory(
@@ -70,16 +74,47 @@ def test_only_rows_that_were_asked_for_stay_in_memory(
 ):
     write_predictions(tmp_path / "p.json", rows)
     wanted = rows[0]["image_id"]
-    found = read_predictions(tmp_path / "p.json", dataset, KINDS, keep={wanted})
-    assert list(found.kept) == [row for row in rows if row["image_id"] == wanted]
-    assert read_predictions(tmp_path / "p.json", dataset, KINDS).kept == ()
+    found = Predictions(tmp_path / "p.json", dataset, KINDS, keep={wanted})
+    found.feed(list)
+    assert found.kept == [row for row in rows if row["image_id"] == wanted]
 
 
-def test_a_batch_never_parts_an_image(dataset: Dataset, rows: list[dict], tmp_path: Path):
+def in_pieces_of(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transfer.evaluators.reading.pieces", lambda path: pieces(path, size))
+
+
+@pytest.mark.parametrize("size", [300, 3000, 20_000])
+def test_a_batch_never_parts_an_image(
+    size: int,
+    dataset: Dataset,
+    rows: list[dict],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
     write_predictions(tmp_path / "p.json", rows)
-    found = read_predictions(tmp_path / "p.json", dataset)
-    ids = [{row["image_id"] for row in batch} for batch in found.batches()]
-    assert sum(map(len, ids)) == len({row["image_id"] for row in rows})
+    in_pieces_of(size, monkeypatch)
+    found = [batch for batch in batches(tmp_path / "p.json", dataset) if batch]
+    ids = [{row["image_id"] for row in batch} for batch in found]
+    assert len(found) > 1 and sum(map(len, ids)) == len(set.union(*ids))
+    assert [row for batch in found for row in batch] == rows
+
+
+def test_rows_that_lie_scattered_are_gathered_by_image_in_their_order(
+    dataset: Dataset, rows: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    mixed = rows[::2] + rows[1::2]
+    write_predictions(tmp_path / "p.json", mixed)
+    monkeypatch.setattr("transfer.evaluators.reading.MOST_ROWS", 40)
+    in_pieces_of(3000, monkeypatch)
+    keep = {rows[0]["image_id"]}
+    found = Predictions(tmp_path / "p.json", dataset, KINDS, keep)
+    gathered = found.feed(list)
+    assert len(gathered) > 1 and sum(map(len, gathered)) == len(rows) == found.num_rows
+    ids = [{row["image_id"] for row in batch} for batch in gathered]
+    assert sum(map(len, ids)) == len(set.union(*ids))
+    for batch, own in zip(gathered, ids, strict=True):
+        assert batch == [row for row in mixed if row["image_id"] in own]
+    assert found.kept == [row for row in mixed if row["image_id"] in keep]
 
 
 BAD = [
@@ -114,7 +149,7 @@ def test_predictions_that_do_not_fit_are_named(
 ):
     path = write_with(rows, 5, rows[5] | change, tmp_path / "p.json")
     with pytest.raises(PredictionError, match=rf"p\.json: detection 5 .*{message}"):
-        read_predictions(path, dataset, KINDS)
+        batches(path, dataset)
 
 
 @pytest.mark.parametrize("field", ["image_id", "category_id", "score", "bbox", "segmentation"])
@@ -122,7 +157,7 @@ def test_a_missing_field_is_named(field: str, dataset: Dataset, rows: list[dict]
     lacking = {key: value for key, value in rows[4].items() if key != field}
     path = write_with(rows, 4, lacking, tmp_path / "p.json")
     with pytest.raises(PredictionError, match=rf"detection 4 has no {field}; each row needs"):
-        read_predictions(path, dataset, KINDS)
+        batches(path, dataset)
 
 
 @pytest.mark.parametrize("bad", [3, None, "row", [1]])
@@ -131,7 +166,7 @@ def test_a_row_that_is_no_object_is_named(
 ):
     path = write_with(rows, 2, bad, tmp_path / "p.json")
     with pytest.raises(PredictionError, match=r"detection 2 is .*, not an object"):
-        read_predictions(path, dataset, KINDS)
+        batches(path, dataset)
 
 
 def test_a_damaged_mask_is_named(dataset: Dataset, rows: list[dict], tmp_path: Path):
@@ -139,7 +174,7 @@ def test_a_damaged_mask_is_named(dataset: Dataset, rows: list[dict], tmp_path: P
     cut = rows[6] | {"segmentation": mask | {"counts": mask["counts"][:-1]}}
     path = write_with(rows, 6, cut, tmp_path / "p.json")
     with pytest.raises(PredictionError, match="detection 6 has a damaged mask: its runs do not"):
-        read_predictions(path, dataset, KINDS)
+        batches(path, dataset)
 
 
 def test_box_tasks_do_not_ask_for_masks_nor_mask_tasks_for_boxes(
@@ -148,7 +183,7 @@ def test_box_tasks_do_not_ask_for_masks_nor_mask_tasks_for_boxes(
     for kind, other in (("box", "segmentation"), ("mask", "bbox")):
         bare = [{key: value for key, value in row.items() if key != other} for row in rows]
         write_predictions(tmp_path / "p.json", bare)
-        assert len(read_predictions(tmp_path / "p.json", dataset, (kind,))) == len(rows)
+        assert sum(map(len, batches(tmp_path / "p.json", dataset, (kind,)))) == len(rows)
 
 
 @pytest.mark.parametrize("end", [-1, -3, -40])

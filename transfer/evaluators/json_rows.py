@@ -8,7 +8,7 @@ from typing import Any
 
 from transfer.evaluators.predictions import PredictionError
 
-PIECE = 1 << 22  # characters read at once
+PIECE = 1 << 20  # characters read at once
 LONGEST_ROW = 1 << 26  # characters; a row that does not end by then is damage
 SEPARATOR = re.compile(r"\}\s*,\s*(?=\{)")
 TAIL = 1 << 16  # where the last separator of a piece is looked for

@@ -4,10 +4,9 @@ Ours have a row a line; others are ordinary JSON, as Detectron2's ``coco_instanc
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,82 +17,89 @@ from transfer.evaluators.predictions import PredictionError
 from transfer.evaluators.rle import mask_sizes
 
 Row = dict[str, Any]
+Used = TypeVar("Used")
 Kind = Literal["box", "mask"]
 FIELD = {"box": "bbox", "mask": "segmentation"}
 MOST_ROWS = 500_000  # held at once where the rows of an image are scattered over the file
 
 
-@dataclass(frozen=True)
+class _Scattered(Exception):
+    """The rows of an image do not lie together."""
+
+
 class Predictions:
-    """A checked file.
-
-    Args:
-        images: image of each row, as its place in ``image_ids``.
-        kept: rows of the images that were asked for, in the order of the file.
-    """
-
-    path: Path
-    image_ids: tuple[int | str, ...]
-    images: npt.NDArray[np.int32]
-    kept: tuple[Row, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self) -> Iterator[list[Row]]:
-        """Read the rows again; each batch holds all rows of its images, in the file's order."""
-        changes = np.flatnonzero(np.diff(self.images)) + 1
-        blocks = self.images[np.concatenate([[0], changes])] if len(self) else self.images
-        if len(np.unique(blocks)) == len(blocks):
-            yield from _ending_with_an_image(pieces(self.path))
-            return
-        yield from self._gathered()
-
-    def _gathered(self) -> Iterator[list[Row]]:
-        """Read a scattered file several times, each time for a part of the images."""
-        rows_until = np.cumsum(np.bincount(self.images, minlength=len(self.image_ids)))
-        parts = rows_until // MOST_ROWS
-        for part in np.unique(parts):
-            wanted = {self.image_ids[index] for index in np.flatnonzero(parts == part)}
-            yield [row for rows in pieces(self.path) for row in rows if row["image_id"] in wanted]
-
-
-def _ending_with_an_image(chunks: Iterator[list[Row]]) -> Iterator[list[Row]]:
-    held: list[Row] = []
-    for chunk in chunks:
-        held += chunk
-        end = len(held)
-        while end and held[end - 1]["image_id"] == held[-1]["image_id"]:
-            end -= 1
-        if end:
-            yield held[:end]
-            held = held[end:]
-    if held:
-        yield held
-
-
-def read_predictions(
-    path: Path, dataset: Dataset, kinds: Sequence[Kind] = ("box",), keep: Collection[Any] = ()
-) -> Predictions:
-    """Check every row of a file against the data.
+    """A file whose rows are checked while they are used.
 
     Args:
         kinds: what each row must hold.
-        keep: ids of images whose rows are kept in memory.
-
-    Raises:
-        PredictionError: the file is damaged or no list, or a row lacks something, has a number that
-            is none, or does not belong to the data; names file, row and the way out.
+        keep: ids of images whose rows stay in memory, in ``kept``.
     """
-    check = _Check(path, dataset, kinds)
-    images: list[npt.NDArray[np.int32]] = [np.zeros(0, np.int32)]
-    kept: list[Row] = []
-    num_rows = 0
-    for rows in pieces(path):
-        images.append(check(rows, num_rows))
-        kept += [row for row in rows if row["image_id"] in keep] if keep else []
-        num_rows += len(rows)
-    return Predictions(path, tuple(check.place_of), np.concatenate(images), tuple(kept))
+
+    def __init__(
+        self,
+        path: Path,
+        dataset: Dataset,
+        kinds: Sequence[Kind] = ("box",),
+        keep: Collection[Any] = (),
+    ) -> None:
+        self.path, self.keep = path, keep
+        self.check = _Check(path, dataset, kinds)
+        self.num_rows = 0
+        self.kept: list[Row] = []
+
+    def feed(self, use: Callable[[Iterator[list[Row]]], Used]) -> Used:
+        """Give all rows to ``use``, each batch with all rows of its images, in the file's order.
+
+        ``use`` is called once more where the rows of an image turn out not to lie together.
+
+        Raises:
+            PredictionError: the file is damaged or no list, or a row lacks something, has a number
+                that is none, or does not belong to the data; names file, row and the way out.
+        """
+        try:
+            return use(self._in_one_reading())
+        except _Scattered:
+            return use(self._gathered())
+
+    def _checked(self) -> Iterator[tuple[list[Row], npt.NDArray[np.int32]]]:
+        """Rows with the places of their images."""
+        self.num_rows, self.kept = 0, []
+        for rows in pieces(self.path):
+            images = self.check(rows, self.num_rows)
+            self.num_rows += len(rows)
+            if self.keep:
+                self.kept += [row for row in rows if row["image_id"] in self.keep]
+            if rows:
+                yield rows, images
+
+    def _in_one_reading(self) -> Iterator[list[Row]]:
+        held: list[Row] = []
+        done = np.zeros(len(self.check.place_of), bool)
+        last = -1
+        for rows, images in self._checked():
+            starts = np.flatnonzero(np.diff(images, prepend=last))
+            begun = images[starts]
+            if done[begun].any() or len(np.unique(begun)) < len(begun):
+                raise _Scattered
+            done[begun] = True
+            last = images[-1]
+            if len(starts):
+                yield held + rows[: starts[-1]]
+                held = rows[starts[-1] :]
+            else:
+                held += rows
+        yield held
+
+    def _gathered(self) -> Iterator[list[Row]]:
+        """Read once to count, then several times, each time for a part of the images."""
+        ids = list(self.check.place_of)
+        counts = np.zeros(len(ids), np.int64)
+        for _, images in self._checked():
+            counts += np.bincount(images, minlength=len(ids))
+        parts = np.cumsum(counts) // MOST_ROWS
+        for part in np.unique(parts):
+            wanted = {ids[index] for index in np.flatnonzero(parts == part)}
+            yield [row for rows in pieces(self.path) for row in rows if row["image_id"] in wanted]
 
 
 class _Check:
