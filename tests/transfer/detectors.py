@@ -40,7 +40,7 @@ def twin_task(
 
 
 def build_engine(
-    task: TaskConfig, data: DataRoots, folder: Path, classes: Sequence[str] = ()
+    task: TaskConfig, data: DataRoots, folder: Path, *, classes: Sequence[str] = ()
 ) -> Engine:
     """An engine with random weights for a task; its classes are the data's unless given."""
     recipe = task.values()
