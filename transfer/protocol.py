@@ -9,7 +9,7 @@ from typing import Any
 
 from sslbench.config import ConfigError
 from sslbench.datasets import Dataset
-from transfer.engines.recipe import ELSEWHERE, Recipe
+from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
 REFERENCE_ENGINE = "detectron2"
@@ -103,7 +103,7 @@ def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:
 
 
 def _value(recipe: Recipe, key: str) -> Any:
-    try:
+    """The recipe's value, or Detectron2's default as far as it is known here."""
+    if key in recipe.given or key in DEFAULTS:
         return recipe[key]
-    except KeyError:
-        return None
+    return FIXED[key][0] if key in FIXED else None

@@ -45,6 +45,8 @@ def test_another_engine_is_a_departure():
         ("set.TEST.PRECISE_BN.ENABLED=false", "schedule: PRECISE_BN.ENABLED False"),
         ("set.MODEL.RESNETS.NORM=BN", "trunk: RESNETS.NORM BN"),
         ("set.MODEL.RESNETS.DEPTH=101", "trunk: RESNETS.DEPTH 101"),
+        ('set.MODEL.RESNETS.OUT_FEATURES=["res5"]', 'trunk: RESNETS.OUT_FEATURES ["res5"]'),
+        ("set.MODEL.ROI_MASK_HEAD.NAME=Other", "heads: ROI_MASK_HEAD.NAME Other"),
         ("set.MODEL.BACKBONE.FREEZE_AT=2", "trunk: BACKBONE.FREEZE_AT 2"),
         ("set.INPUT.MIN_SIZE_TEST=600", "resolution: INPUT.MIN_SIZE_TEST 600"),
         ("set.MODEL.RPN.POST_NMS_TOPK_TEST=300", "proposals: RPN.POST_NMS_TOPK_TEST 300"),
@@ -65,6 +67,11 @@ def test_settings_of_one_subject_share_a_line():
     assert departures(load_task("voc0712_det", overrides)) == (
         "departs from voc0712_det in schedule: SOLVER.MAX_ITER 9, SOLVER.STEPS []",
     )
+
+
+def test_writing_detectron2s_own_default_is_no_departure():
+    defaults = ["set.MODEL.RPN.SMOOTH_L1_BETA=0.0", "set.MODEL.RPN.NMS_THRESH=0.7"]
+    assert departures(load_task("voc0712_det", defaults)) == ()
 
 
 def test_an_edited_recipe_departs_and_a_twin_says_all_it_changes(tmp_path: Path):
