@@ -71,6 +71,18 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
     return found
 
 
+def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
+    """What departs where only predictions are scored: metric, test split, and its content."""
+    official = _protocol_of(task)
+    if official is None:
+        return ()
+    lines = [f"metric: {task.metric}"] if task.metric != official.metric else []
+    if task.test != official.test:
+        lines.append(f"data: tested on {task.test}")
+    lines += [f"content of the data: {line}" for line in test.unofficial]
+    return tuple(_line(official.task, line) for line in lines)
+
+
 def _line(protocol: str, what: str) -> str:
     return f"departs from {protocol} in {what}"
 
@@ -82,7 +94,10 @@ def _protocol_of(task: TaskConfig) -> TaskConfig | None:
         return load_task(name)
     if name == task.task and not task.set:
         return None
-    raise ConfigError(f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}")
+    raise ConfigError(
+        f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}; set protocol to the task "
+        "there that this one follows or departs from"
+    )
 
 
 def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:

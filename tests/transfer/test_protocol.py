@@ -15,7 +15,7 @@ from sslbench.results import read_results
 from sslbench.stage import fingerprint
 from transfer.detection import Detection, read_data
 from transfer.engines.recipe import read_recipe, recipe_path
-from transfer.protocol import ProtocolError, check, departures
+from transfer.protocol import ProtocolError, check, departures, departures_of_test
 from transfer.task import TASKS_DIR, load_task
 
 OFFICIAL = Dataset("voc2007", "test", ("x",), (1,), (), None)
@@ -100,6 +100,16 @@ def test_data_that_are_not_the_released_ones_are_one_more_line():
     assert check(task, UNOFFICIAL, UNOFFICIAL) == (
         "departs from voc0712_det in content of the data: voc2007/test has 9 of 4952 images",
     )
+
+
+def test_scored_alone_only_the_test_departs():
+    other = ["engine=torchvision", "set.SOLVER.MAX_ITER=9", "metric=voc12", "test=voc2007/val"]
+    assert departures_of_test(load_task("voc0712_det", other), UNOFFICIAL) == (
+        "departs from voc0712_det in metric: voc12",
+        "departs from voc0712_det in data: tested on voc2007/val",
+        "departs from voc0712_det in content of the data: voc2007/test has 9 of 4952 images",
+    )
+    assert departures_of_test(load_task("voc0712_det"), OFFICIAL) == ()
 
 
 def test_a_strict_task_is_refused_with_the_whole_list():
