@@ -5,6 +5,7 @@ beside the numbers, and with ``strict`` refuses the run. No torch: it is planned
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sslbench.config import ConfigError
@@ -13,6 +14,7 @@ from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
 REFERENCE_ENGINE = "detectron2"
+DEPARTS = "departs from "  # how each line of the check begins
 SUBJECTS = {  # the first prefix that fits decides
     "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
     "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
@@ -62,13 +64,30 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
     unofficial = dict.fromkeys((*train.unofficial, *test.unofficial))
     if unofficial and official is not None:
         found += (_line(official.task, f"content of the data: {'; '.join(unofficial)}"),)
+    _refuse_if_strict(task, found)
+    return found
+
+
+def check_finished(task: TaskConfig, footnotes: Iterable[str]) -> None:
+    """Hold numbers that are there already to a demand that came later.
+
+    Args:
+        footnotes: of the numbers; what weights and data departed in stands among them.
+
+    Raises:
+        ProtocolError: something departs and the task is strict.
+    """
+    noted = (note for note in footnotes if note.startswith(DEPARTS))
+    _refuse_if_strict(task, tuple(dict.fromkeys((*departures(task), *noted))))
+
+
+def _refuse_if_strict(task: TaskConfig, found: Sequence[str]) -> None:
     if task.strict and found:
         listed = "\n".join(f"  {line}" for line in found)
         raise ProtocolError(
             f"task {task.task} is strict and not its protocol:\n{listed}\n"
             "Mend these, or run without --strict: then each is a footnote of the numbers"
         )
-    return found
 
 
 def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
@@ -84,7 +103,7 @@ def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
 
 
 def _line(protocol: str, what: str) -> str:
-    return f"departs from {protocol} in {what}"
+    return f"{DEPARTS}{protocol} in {what}"
 
 
 def _protocol_of(task: TaskConfig) -> TaskConfig | None:
