@@ -190,6 +190,7 @@ def run(
     """Fine-tune a detector from converted weights and evaluate it."""
     from sslbench.results import read_results
     from transfer.detection import Detection
+    from transfer.protocol import check_finished
     from transfer.task import load_task
 
     with errors_in_one_paragraph():
@@ -205,7 +206,10 @@ def run(
         )
     if not dist.is_main():
         return
-    for row in read_results(folder / made["results"]):
+    rows = read_results(folder / made["results"])
+    with errors_in_one_paragraph():  # the run may have been there, made without --strict
+        check_finished(stage.config.resolved(), rows[0].footnotes)
+    for row in rows:
         value = "not evaluated" if row.value is None else f"{row.value:.2f} {row.unit}"
         print(f"{row.key}  {value}  ({row.engine})")
     print(folder / made["results"])

@@ -11,6 +11,7 @@ from sslbench.files import file_sha256, write_json
 from sslbench.results import Result, write_results
 from transfer.evaluators import Evaluation, evaluate, kinds_of
 from transfer.evaluators.reading import Predictions
+from transfer.protocol import departures_of_test
 from transfer.task import TaskConfig
 
 
@@ -72,7 +73,7 @@ def evaluate_file(
     predictions = Predictions(path, test, kinds_of(task.kind))
     evaluation = score(task, predictions, test)
     given = f"scored from a given file ({path.name}, sha256 {file_sha256(path)[:12]})"
-    results = results_of(task, evaluation, test, data, (given,))
+    results = results_of(task, evaluation, test, data, (given, *departures_of_test(task, test)))
     if out is not None:
         write_classes(out.with_name(f"{out.stem}.classes.json"), evaluation, predictions.num_rows)
         write_results(out, results)

@@ -5,14 +5,16 @@ beside the numbers, and with ``strict`` refuses the run. No torch: it is planned
 """
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sslbench.config import ConfigError
 from sslbench.datasets import Dataset
-from transfer.engines.recipe import ELSEWHERE, Recipe
+from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
 REFERENCE_ENGINE = "detectron2"
+DEPARTS = "departs from "  # how each line of the check begins
 SUBJECTS = {  # the first prefix that fits decides
     "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
     "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
@@ -62,17 +64,46 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
     unofficial = dict.fromkeys((*train.unofficial, *test.unofficial))
     if unofficial and official is not None:
         found += (_line(official.task, f"content of the data: {'; '.join(unofficial)}"),)
+    _refuse_if_strict(task, found)
+    return found
+
+
+def check_finished(task: TaskConfig, footnotes: Iterable[str]) -> None:
+    """Hold numbers that are there already to a demand that came later.
+
+    Args:
+        footnotes: of the numbers; what weights and data departed in stands among them.
+
+    Raises:
+        ProtocolError: something departs and the task is strict.
+    """
+    noted = (note for note in footnotes if note.startswith(DEPARTS))
+    _refuse_if_strict(task, tuple(dict.fromkeys((*departures(task), *noted))))
+
+
+def _refuse_if_strict(task: TaskConfig, found: Sequence[str]) -> None:
     if task.strict and found:
         listed = "\n".join(f"  {line}" for line in found)
         raise ProtocolError(
             f"task {task.task} is strict and not its protocol:\n{listed}\n"
             "Mend these, or run without --strict: then each is a footnote of the numbers"
         )
-    return found
+
+
+def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
+    """What departs where only predictions are scored: metric, test split, and its content."""
+    official = _protocol_of(task)
+    if official is None:
+        return ()
+    lines = [f"metric: {task.metric}"] if task.metric != official.metric else []
+    if task.test != official.test:
+        lines.append(f"data: tested on {task.test}")
+    lines += [f"content of the data: {line}" for line in test.unofficial]
+    return tuple(_line(official.task, line) for line in lines)
 
 
 def _line(protocol: str, what: str) -> str:
-    return f"departs from {protocol} in {what}"
+    return f"{DEPARTS}{protocol} in {what}"
 
 
 def _protocol_of(task: TaskConfig) -> TaskConfig | None:
@@ -82,7 +113,10 @@ def _protocol_of(task: TaskConfig) -> TaskConfig | None:
         return load_task(name)
     if name == task.task and not task.set:
         return None
-    raise ConfigError(f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}")
+    raise ConfigError(
+        f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}; set protocol to the task "
+        "there that this one follows or departs from"
+    )
 
 
 def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:
@@ -103,7 +137,7 @@ def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:
 
 
 def _value(recipe: Recipe, key: str) -> Any:
-    try:
+    """The recipe's value, or Detectron2's default as far as it is known here."""
+    if key in recipe.given or key in DEFAULTS:
         return recipe[key]
-    except KeyError:
-        return None
+    return FIXED[key][0] if key in FIXED else None

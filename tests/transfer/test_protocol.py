@@ -8,14 +8,22 @@ from pathlib import Path
 import pytest
 import yaml
 from detectors import run_detection, twin_task, write_random_weights
+from typer.testing import CliRunner
 
 from sslbench.config import ConfigError
 from sslbench.datasets import DataRoots, Dataset
 from sslbench.results import read_results
 from sslbench.stage import fingerprint
+from transfer.__main__ import app
 from transfer.detection import Detection, read_data
 from transfer.engines.recipe import read_recipe, recipe_path
-from transfer.protocol import ProtocolError, check, departures
+from transfer.protocol import (
+    ProtocolError,
+    check,
+    check_finished,
+    departures,
+    departures_of_test,
+)
 from transfer.task import TASKS_DIR, load_task
 
 OFFICIAL = Dataset("voc2007", "test", ("x",), (1,), (), None)
@@ -45,6 +53,8 @@ def test_another_engine_is_a_departure():
         ("set.TEST.PRECISE_BN.ENABLED=false", "schedule: PRECISE_BN.ENABLED False"),
         ("set.MODEL.RESNETS.NORM=BN", "trunk: RESNETS.NORM BN"),
         ("set.MODEL.RESNETS.DEPTH=101", "trunk: RESNETS.DEPTH 101"),
+        ('set.MODEL.RESNETS.OUT_FEATURES=["res5"]', 'trunk: RESNETS.OUT_FEATURES ["res5"]'),
+        ("set.MODEL.ROI_MASK_HEAD.NAME=Other", "heads: ROI_MASK_HEAD.NAME Other"),
         ("set.MODEL.BACKBONE.FREEZE_AT=2", "trunk: BACKBONE.FREEZE_AT 2"),
         ("set.INPUT.MIN_SIZE_TEST=600", "resolution: INPUT.MIN_SIZE_TEST 600"),
         ("set.MODEL.RPN.POST_NMS_TOPK_TEST=300", "proposals: RPN.POST_NMS_TOPK_TEST 300"),
@@ -65,6 +75,11 @@ def test_settings_of_one_subject_share_a_line():
     assert departures(load_task("voc0712_det", overrides)) == (
         "departs from voc0712_det in schedule: SOLVER.MAX_ITER 9, SOLVER.STEPS []",
     )
+
+
+def test_writing_detectron2s_own_default_is_no_departure():
+    defaults = ["set.MODEL.RPN.SMOOTH_L1_BETA=0.0", "set.MODEL.RPN.NMS_THRESH=0.7"]
+    assert departures(load_task("voc0712_det", defaults)) == ()
 
 
 def test_an_edited_recipe_departs_and_a_twin_says_all_it_changes(tmp_path: Path):
@@ -95,6 +110,16 @@ def test_data_that_are_not_the_released_ones_are_one_more_line():
     )
 
 
+def test_scored_alone_only_the_test_departs():
+    other = ["engine=torchvision", "set.SOLVER.MAX_ITER=9", "metric=voc12", "test=voc2007/val"]
+    assert departures_of_test(load_task("voc0712_det", other), UNOFFICIAL) == (
+        "departs from voc0712_det in metric: voc12",
+        "departs from voc0712_det in data: tested on voc2007/val",
+        "departs from voc0712_det in content of the data: voc2007/test has 9 of 4952 images",
+    )
+    assert departures_of_test(load_task("voc0712_det"), OFFICIAL) == ()
+
+
 def test_a_strict_task_is_refused_with_the_whole_list():
     task = load_task("voc0712_det", ["engine=torchvision", "metric=voc12", "strict=true"])
     with pytest.raises(ProtocolError) as caught:
@@ -102,6 +127,18 @@ def test_a_strict_task_is_refused_with_the_whole_list():
     said = str(caught.value)
     assert "metric: voc12" in said and "engine: torchvision" in said and "9 of 4952" in said
     assert "run without --strict" in said
+
+
+def test_numbers_made_before_strictness_was_asked_for_are_held_to_it():
+    plain = load_task("voc0712_det", ["engine=detectron2"])
+    strict = load_task("voc0712_det", ["engine=detectron2", "strict=true"])
+    notes = (*check(plain, OFFICIAL, UNOFFICIAL), "another note")
+    check_finished(plain, notes)
+    check_finished(strict, ("another note",))
+    with pytest.raises(ProtocolError, match="has 9 of 4952 images"):
+        check_finished(strict, notes)
+    with pytest.raises(ProtocolError, match="in engine: torchvision"):
+        check_finished(load_task("voc0712_det", ["engine=torchvision", "strict=true"]), ())
 
 
 def test_a_strict_task_that_is_its_protocol_passes():
@@ -163,3 +200,7 @@ def test_every_departure_is_printed_and_stands_beside_the_numbers(
     for subject in ("engine: torchvision", "schedule:", "trunk:", "content of the data:"):
         line = next(note for note in notes if f"departs from voc0712_det in {subject}" in note)
         assert line in told
+    words = ["run", "voc_det_twin", "engine=torchvision", "--weights", weights, "--strict"]
+    late = [*words, "--out", tmp_path / "o", "--data", scenes.root]
+    result = CliRunner().invoke(app, list(map(str, late)))  # all is there already
+    assert result.exit_code == 1 and "is strict and not its protocol" in result.output
