@@ -223,6 +223,10 @@ def evaluate(
         Literal["default", "reference"] | None,
         typer.Option(help="reference: pycocotools or lvis, slowly; the task's own if not given"),
     ] = None,
+    only: Annotated[
+        Literal["box", "mask"] | None,
+        typer.Option(help="of a file that holds boxes, or masks, alone"),
+    ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="print every class")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
 ) -> None:
@@ -235,7 +239,8 @@ def evaluate(
             require_place("--out", out)
         chosen = [f"evaluator={evaluator}"] if evaluator else []
         config = load_task(task, [*(overrides or ()), *chosen])
-        evaluation, results = evaluate_file(config, predictions, DataRoots.given(data or ()), out)
+        roots = DataRoots.given(data or ())
+        evaluation, results = evaluate_file(config, predictions, roots, out, only)
     if per_class:
         for row in evaluation.classes:
             name, _, *values = row.items()

@@ -10,13 +10,13 @@ from sslbench.datasets import DataRoots, Dataset, content_id, read
 from sslbench.files import file_sha256, write_json
 from sslbench.results import Result, write_results
 from transfer.evaluators import Evaluation, evaluate, kinds_of
-from transfer.evaluators.reading import Predictions
+from transfer.evaluators.reading import Kind, Predictions
 from transfer.task import TaskConfig
 
 
 def score(task: TaskConfig, predictions: Predictions, test: Dataset) -> Evaluation:
     """Check and evaluate a file as the task says."""
-    kinds = kinds_of(task.kind)
+    kinds = predictions.check.kinds
     return predictions.feed(
         lambda batches: evaluate(task.metric, test, batches, kinds, task.evaluator)
     )
@@ -58,21 +58,35 @@ def write_classes(path: Path, evaluation: Evaluation, num_detections: int) -> No
 
 
 def evaluate_file(
-    task: TaskConfig, path: Path, data: DataRoots, out: Path | None = None
+    task: TaskConfig,
+    path: Path,
+    data: DataRoots,
+    out: Path | None = None,
+    only: Kind | None = None,
 ) -> tuple[Evaluation, list[Result]]:
     """Score predictions that no run of ours need have made.
 
     Args:
         out: JSON file of the results; ``NAME.classes.json`` beside it gets the classes.
+        only: boxes or masks alone, for a file that lacks the others.
 
     Raises:
         PredictionError: the file does not fit the task's test split.
+        ValueError: ``only`` is what the task does not have.
     """
+    kinds = kinds_of(task.kind)
+    if only is not None and only not in kinds:
+        raise ValueError(f"--only {only}: task {task.task} ({task.kind}) has {', '.join(kinds)}")
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be made is told now
     test = read(task.test, data)
-    predictions = Predictions(path, test, kinds_of(task.kind))
+    predictions = Predictions(path, test, kinds if only is None else (only,))
     evaluation = score(task, predictions, test)
-    given = f"scored from a given file ({path.name}, sha256 {file_sha256(path)[:12]})"
-    results = results_of(task, evaluation, test, data, (given,))
+    file = f"{path.name}, sha256 {file_sha256(path)[:12]}"
+    notes = [f"scored from a given file ({file}) on {task.test} by the rules of {task.metric}"]
+    if test.unofficial:
+        notes.append(f"not the official data: {'; '.join(test.unofficial)}")
+    results = results_of(task, evaluation, test, data, notes)
     if out is not None:
         write_classes(out.with_name(f"{out.stem}.classes.json"), evaluation, predictions.num_rows)
         write_results(out, results)
