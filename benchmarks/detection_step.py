@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from benchmarks.measure import hardware, interleaved, keep, median_with_interval, print_table
 from sslbench.catalog import lookup
 from sslbench.datasets import DataRoots, Record
-from sslbench.log import RunLog
+from sslbench.log import Progress, RunLog
+from sslbench.meter import Meter
 from sslbench.resnet import ResNet
 from sslbench.scenes.generate import SceneSettings, generate
 from transfer.detection import read_data, usable
@@ -95,8 +96,14 @@ def our_loop(
     size = task.values()["SOLVER.IMS_PER_BATCH"]
     served = TrainingBatches(records, engine.mapper, size, task.seed, grouped=False)
     trainer = Trainer(engine, served, task, folder, log)
-    batches = served(0, task.values()["SOLVER.MAX_ITER"])
-    return lambda: trainer.step(next(batches))
+    meter, last = Meter(size, trainer.device), trainer.schedule.num_iterations
+    batches = meter.timed(served(0, last))
+    bar = Progress(last, "train")
+
+    def step() -> None:
+        trainer.record(trainer.step(next(batches)), meter, bar)
+
+    return step
 
 
 def reference_loop(

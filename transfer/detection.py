@@ -175,13 +175,13 @@ def _train(ctx: StageContext, trainer: "Trainer", test: Dataset) -> None:
     """Train to the last iteration, with evaluations in between where they are asked for."""
     from transfer.evaluate import score
     from transfer.evaluators import kinds_of
-    from transfer.evaluators.reading import read_predictions
+    from transfer.evaluators.reading import Predictions
     from transfer.watch import Watch
 
     task = trainer.task
 
     def numbers(path: Path) -> dict[str, float | None]:
-        return score(task, read_predictions(path, test, kinds_of(task.kind)), test).metrics
+        return score(task, Predictions(path, test, kinds_of(task.kind)), test).metrics
 
     trainer.resume()
     watch = Watch(trainer, test, ctx.dir, numbers, ctx.num_workers)

@@ -99,7 +99,7 @@ class Trainer:
                 observe(self.iteration)  # the run was killed after that save
             for batch in meter.timed(self.batches(self.iteration, last)):
                 terms = self.step(batch)
-                self._record(terms, meter, bar)
+                self.record(terms, meter, bar)
                 asked = dist.any_true(self.stop.asked)
                 is_observed = observe is not None and self._is_observed(every)
                 if asked or is_observed or self._is_save_due():
@@ -161,7 +161,7 @@ class Trainer:
                 "Lower set.SOLVER.BASE_LR or lengthen set.SOLVER.WARMUP_ITERS"
             )
 
-    def _record(self, terms: Mapping[str, float], meter: Meter, bar: Progress) -> None:
+    def record(self, terms: Mapping[str, float], meter: Meter, bar: Progress) -> None:
         """Log the finished iteration now and then, and move the bar."""
         total, rates = sum(terms.values()), meter.rates()
         done, last = self.iteration - 1, self.schedule.num_iterations

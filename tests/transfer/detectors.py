@@ -44,6 +44,7 @@ def build_engine(
     task: TaskConfig,
     data: DataRoots,
     folder: Path,
+    *,
     classes: Sequence[str] = (),
     device: str = "cpu",
 ) -> Engine:

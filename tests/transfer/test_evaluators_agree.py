@@ -215,9 +215,9 @@ def test_voc_has_no_other_evaluator(tmp_path: Path):
         evaluate("voc07", federated(tmp_path)[0], [], ("box",), "reference")
 
 
-@pytest.mark.parametrize("choice", ["default", "reference"])
-@pytest.mark.parametrize("kind", ["bbox", "segm"])
+@pytest.mark.parametrize("choice", ["default", pytest.param("reference", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", ["coco", "lvis"])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_the_published_numbers_are_reproduced(
     family: str, kind: str, choice: str, real_data: Path, tmp_path: Path
 ):

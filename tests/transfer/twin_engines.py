@@ -45,7 +45,9 @@ def build_both(variant: str, data: DataRoots, folder: Path, *changes: str) -> tu
     for engine in ("torchvision", "detectron2"):
         overrides = [f"engine={engine}", *(f"set.{key}" for key in keys)]
         task = load_task(name, overrides).resolved()
-        built.append(build_engine(task, data, folder, LVIS if task.metric == "lvis" else ()))
+        built.append(
+            build_engine(task, data, folder, classes=LVIS if task.metric == "lvis" else ())
+        )
     ours, theirs = built
     make_equal(ours, theirs, LAYOUTS[variant])
     return ours, theirs

@@ -61,7 +61,7 @@ def cut(shape: Shape, box_4: np.ndarray, side: int) -> np.ndarray:
 
 def encode(mask_HW: np.ndarray) -> dict[str, Any]:
     """Compress a binary mask to COCO RLE with JSON-ready counts."""
-    rle = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
+    rle = coco_mask.encode(np.asfortranarray(mask_HW, np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
@@ -71,7 +71,7 @@ def paste(
     """Stretch each map over its box in an image of the given size and threshold at one half."""
     found = []
     for probability_MM, box in zip(probabilities_NMM, boxes_N4, strict=True):
-        mask_HW = np.zeros((height, width), dtype=np.uint8)
+        mask_HW = np.zeros((height, width), np.uint8, order="F")  # as it is encoded
         # one pixel beyond the box: bilinear sampling still reads the map's border there
         x0, y0 = (int(v) for v in (box[:2].floor() - 1).clamp(min=0))
         x1 = min(int(box[2].ceil()) + 1, width)
