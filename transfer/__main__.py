@@ -27,6 +27,7 @@ from sslbench.stage import run_standalone
 
 if TYPE_CHECKING:
     from transfer.convert import Convert
+    from transfer.evaluate import Scored
 
 app = typer.Typer(
     help="Convert checkpoints to detector weights and fine-tune detectors from them.",
@@ -240,18 +241,25 @@ def evaluate(
         chosen = [f"evaluator={evaluator}"] if evaluator else []
         config = load_task(task, [*(overrides or ()), *chosen])
         roots = DataRoots.given(data or ())
-        evaluation, results = evaluate_file(config, predictions, roots, out, only)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        scored = evaluate_file(config, predictions, roots, only)
+        _print_scored(scored, per_class)  # before the disk can fail
+        if out is not None:
+            scored.write(out)
+            print(out)
+
+
+def _print_scored(scored: "Scored", per_class: bool) -> None:
     if per_class:
-        for row in evaluation.classes:
+        for row in scored.evaluation.classes:
             name, _, *values = row.items()
             print(f"{name[1]}  {'  '.join(f'{key} {_shown(value)}' for key, value in values)}")
-    for result in results:
+    for result in scored.results:
         print(f"{result.key}  {_shown(result.value)}")
-    for note in results[0].footnotes:
+    for note in scored.results[0].footnotes:
         print(f"note: {note}")
-    print(f"evaluated with {evaluation.evaluator}")
-    if out is not None:
-        print(out)
+    print(f"evaluated with {scored.evaluation.evaluator}", flush=True)
 
 
 def _shown(value: float | None) -> str:

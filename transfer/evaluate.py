@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sslbench.datasets import DataRoots, Dataset, content_id, read
 from sslbench.files import file_sha256, write_json
@@ -12,6 +13,20 @@ from sslbench.results import Result, write_results
 from transfer.evaluators import Evaluation, evaluate, kinds_of
 from transfer.evaluators.reading import Kind, Predictions
 from transfer.task import TaskConfig
+
+
+class Scored(NamedTuple):
+    """A predictions file in numbers."""
+
+    evaluation: Evaluation
+    results: list[Result]
+    num_detections: int
+
+    def write(self, out: Path) -> None:
+        """Write the results; ``NAME.classes.json`` beside them gets the classes."""
+        classes = out.with_name(f"{out.stem}.classes.json")
+        write_classes(classes, self.evaluation, self.num_detections)
+        write_results(out, self.results)
 
 
 def score(task: TaskConfig, predictions: Predictions, test: Dataset) -> Evaluation:
@@ -58,16 +73,11 @@ def write_classes(path: Path, evaluation: Evaluation, num_detections: int) -> No
 
 
 def evaluate_file(
-    task: TaskConfig,
-    path: Path,
-    data: DataRoots,
-    out: Path | None = None,
-    only: Kind | None = None,
-) -> tuple[Evaluation, list[Result]]:
+    task: TaskConfig, path: Path, data: DataRoots, only: Kind | None = None
+) -> Scored:
     """Score predictions that no run of ours need have made.
 
     Args:
-        out: JSON file of the results; ``NAME.classes.json`` beside it gets the classes.
         only: boxes or masks alone, for a file that lacks the others.
 
     Raises:
@@ -77,8 +87,6 @@ def evaluate_file(
     kinds = kinds_of(task.kind)
     if only is not None and only not in kinds:
         raise ValueError(f"--only {only}: task {task.task} ({task.kind}) has {', '.join(kinds)}")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)  # a place that cannot be made is told now
     test = read(task.test, data)
     predictions = Predictions(path, test, kinds if only is None else (only,))
     evaluation = score(task, predictions, test)
@@ -87,7 +95,4 @@ def evaluate_file(
     if test.unofficial:
         notes.append(f"not the official data: {'; '.join(test.unofficial)}")
     results = results_of(task, evaluation, test, data, notes)
-    if out is not None:
-        write_classes(out.with_name(f"{out.stem}.classes.json"), evaluation, predictions.num_rows)
-        write_results(out, results)
-    return evaluation, results
+    return Scored(evaluation, results, predictions.num_rows)
