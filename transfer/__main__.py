@@ -191,6 +191,7 @@ def run(
     """Fine-tune a detector from converted weights and evaluate it."""
     from sslbench.results import read_results
     from transfer.detection import Detection
+    from transfer.protocol import require_protocol
     from transfer.task import load_task
 
     with errors_in_one_paragraph():
@@ -204,9 +205,12 @@ def run(
             device=device,
             num_workers=workers,
         )
+        results = read_results(folder / made["results"])
+        if strict:  # a finished folder was perhaps not made so
+            require_protocol(stage.config, results[0].footnotes, folder)
     if not dist.is_main():
         return
-    for row in read_results(folder / made["results"]):
+    for row in results:
         value = "not evaluated" if row.value is None else f"{row.value:.2f} {row.unit}"
         print(f"{row.key}  {value}  ({row.engine})")
     print(folder / made["results"])

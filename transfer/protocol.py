@@ -5,6 +5,8 @@ beside the numbers, and with ``strict`` refuses the run. No torch: it is planned
 """
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sslbench.config import ConfigError
@@ -13,6 +15,7 @@ from transfer.engines.recipe import ELSEWHERE, Recipe
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
 REFERENCE_ENGINE = "detectron2"
+DEPARTS = "departs from"
 SUBJECTS = {  # the first prefix that fits decides
     "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
     "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
@@ -71,8 +74,23 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
     return found
 
 
+def require_protocol(task: TaskConfig, footnotes: Sequence[str], folder: Path) -> None:
+    """Refuse finished numbers that are not their protocol's, by their own footnotes.
+
+    Raises:
+        ProtocolError: they depart from it.
+    """
+    told = (*departures(task), *(note for note in footnotes if note.startswith(DEPARTS)))
+    if told:
+        listed = "\n".join(f"  {line}" for line in dict.fromkeys(told))
+        raise ProtocolError(
+            f"{folder} is finished and not the protocol of {task.task}:\n{listed}\n"
+            "Look at it without --strict, or run what follows the protocol in another folder"
+        )
+
+
 def _line(protocol: str, what: str) -> str:
-    return f"departs from {protocol} in {what}"
+    return f"{DEPARTS} {protocol} in {what}"
 
 
 def _protocol_of(task: TaskConfig) -> TaskConfig | None:

@@ -15,7 +15,7 @@ from sslbench.results import read_results
 from sslbench.stage import fingerprint
 from transfer.detection import Detection, read_data
 from transfer.engines.recipe import read_recipe, recipe_path
-from transfer.protocol import ProtocolError, check, departures
+from transfer.protocol import ProtocolError, check, departures, require_protocol
 from transfer.task import TASKS_DIR, load_task
 
 OFFICIAL = Dataset("voc2007", "test", ("x",), (1,), (), None)
@@ -163,3 +163,15 @@ def test_every_departure_is_printed_and_stands_beside_the_numbers(
     for subject in ("engine: torchvision", "schedule:", "trunk:", "content of the data:"):
         line = next(note for note in notes if f"departs from voc0712_det in {subject}" in note)
         assert line in told
+
+
+def test_finished_numbers_that_depart_are_refused_by_their_own_footnotes(tmp_path: Path):
+    official = load_task("voc0712_det", ["engine=detectron2", "strict=true"])
+    require_protocol(official, ("a note of the weights",), tmp_path)
+    told = "departs from voc0712_det in content of the data: 9 of 4952 images"
+    with pytest.raises(ProtocolError, match="is finished and not the protocol") as caught:
+        require_protocol(official, ("a note", told), tmp_path)
+    assert str(tmp_path) in str(caught.value) and told in str(caught.value)
+    assert "a note" not in str(caught.value)
+    with pytest.raises(ProtocolError, match="trained in bf16"):
+        require_protocol(load_task("voc0712_det", ["precision=bf16"]), (), tmp_path)
