@@ -27,6 +27,7 @@ from sslbench.stage import run_standalone
 
 if TYPE_CHECKING:
     from transfer.convert import Convert
+    from transfer.evaluate import Scored
 
 app = typer.Typer(
     help="Convert checkpoints to detector weights and fine-tune detectors from them.",
@@ -190,7 +191,7 @@ def run(
     """Fine-tune a detector from converted weights and evaluate it."""
     from sslbench.results import read_results
     from transfer.detection import Detection
-    from transfer.protocol import check_finished
+    from transfer.protocol import require_protocol
     from transfer.task import load_task
 
     with errors_in_one_paragraph():
@@ -204,12 +205,12 @@ def run(
             device=device,
             num_workers=workers,
         )
+        results = read_results(folder / made["results"])
+        if stage.config.strict:  # a finished folder was perhaps not made so
+            require_protocol(stage.config, results[0].footnotes, folder)
     if not dist.is_main():
         return
-    rows = read_results(folder / made["results"])
-    with errors_in_one_paragraph():  # the run may have been there, made without --strict
-        check_finished(stage.config.resolved(), rows[0].footnotes)
-    for row in rows:
+    for row in results:
         value = "not evaluated" if row.value is None else f"{row.value:.2f} {row.unit}"
         print(f"{row.key}  {value}  ({row.engine})")
     print(folder / made["results"])
@@ -227,6 +228,10 @@ def evaluate(
         Literal["default", "reference"] | None,
         typer.Option(help="reference: pycocotools or lvis, slowly; the task's own if not given"),
     ] = None,
+    only: Annotated[
+        Literal["box", "mask"] | None,
+        typer.Option(help="of a file that holds boxes, or masks, alone"),
+    ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="print every class")] = False,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results")] = None,
 ) -> None:
@@ -239,18 +244,26 @@ def evaluate(
             require_place("--out", out)
         chosen = [f"evaluator={evaluator}"] if evaluator else []
         config = load_task(task, [*(overrides or ()), *chosen])
-        evaluation, results = evaluate_file(config, predictions, DataRoots.given(data or ()), out)
+        roots = DataRoots.given(data or ())
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        scored = evaluate_file(config, predictions, roots, only)
+        _print_scored(scored, per_class)  # before the disk can fail
+        if out is not None:
+            scored.write(out)
+            print(out)
+
+
+def _print_scored(scored: "Scored", per_class: bool) -> None:
     if per_class:
-        for row in evaluation.classes:
+        for row in scored.evaluation.classes:
             name, _, *values = row.items()
             print(f"{name[1]}  {'  '.join(f'{key} {_shown(value)}' for key, value in values)}")
-    for result in results:
+    for result in scored.results:
         print(f"{result.key}  {_shown(result.value)}")
-    for note in results[0].footnotes:
+    for note in scored.results[0].footnotes:
         print(f"note: {note}")
-    print(f"evaluated with {evaluation.evaluator}")
-    if out is not None:
-        print(out)
+    print(f"evaluated with {scored.evaluation.evaluator}", flush=True)
 
 
 def _shown(value: float | None) -> str:

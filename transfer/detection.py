@@ -38,6 +38,9 @@ class Detection:
     parallel: ClassVar[bool] = True  # runs in as many processes as torchrun or srun starts
     version: ClassVar[int] = 3  # 3: proposals are ranked by their logits as in Detectron2
     config_type: ClassVar[type[TaskConfig]] = TaskConfig
+    captions: ClassVar[dict[str, str]] = {
+        "detections": "detections: left what is annotated, right what scored highest",
+    }
     config: TaskConfig
 
     @property

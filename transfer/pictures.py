@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from sslbench.datasets import Dataset, Record, decode_rgb
 from sslbench.files import atomic_path
@@ -82,15 +82,23 @@ class _Canvas:
             x0, y0, x1, y1 = (side * self.scale for side in box)
             draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
             text = f"{self.classes[category]} {note}".strip()
-            left, top, right, bottom = draw.textbbox((x0 + 2, max(0, y0 - 11)), text)
+            room = image.width - draw.textlength(text) - 2
+            place = (max(0, min(x0 + 2, room)), max(0, y0 - 11))
+            left, top, right, bottom = draw.textbbox(place, text)
             draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), fill=colour)
-            draw.text((x0 + 2, max(0, y0 - 11)), text, fill="white")
+            draw.text(place, text, fill=_readable_on(colour))
         return image
 
     def _tint(self, image: Image.Image, segmentation: Any, colour: str) -> None:
         mask = rasterise(segmentation, self.record.height, self.record.width, str(self.record.path))
         stencil = Image.fromarray(mask * 110).resize(image.size, Image.Resampling.NEAREST)
         image.paste(colour, (0, 0), stencil)
+
+
+def _readable_on(colour: str) -> str:
+    red, green, blue = ImageColor.getrgb(colour)[:3]
+    is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 150  # luma of BT.601
+    return "black" if is_light else "white"
 
 
 def _mosaic(pairs: Sequence[tuple[Image.Image, Image.Image]], gap: int = 6) -> Image.Image:

@@ -5,7 +5,8 @@ beside the numbers, and with ``strict`` refuses the run. No torch: it is planned
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sslbench.config import ConfigError
@@ -64,42 +65,41 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
     unofficial = dict.fromkeys((*train.unofficial, *test.unofficial))
     if unofficial and official is not None:
         found += (_line(official.task, f"content of the data: {'; '.join(unofficial)}"),)
-    _refuse_if_strict(task, found)
-    return found
-
-
-def check_finished(task: TaskConfig, footnotes: Iterable[str]) -> None:
-    """Hold numbers that are there already to a demand that came later.
-
-    Args:
-        footnotes: of the numbers; what weights and data departed in stands among them.
-
-    Raises:
-        ProtocolError: something departs and the task is strict.
-    """
-    noted = (note for note in footnotes if note.startswith(DEPARTS))
-    _refuse_if_strict(task, tuple(dict.fromkeys((*departures(task), *noted))))
-
-
-def _refuse_if_strict(task: TaskConfig, found: Sequence[str]) -> None:
     if task.strict and found:
         listed = "\n".join(f"  {line}" for line in found)
         raise ProtocolError(
             f"task {task.task} is strict and not its protocol:\n{listed}\n"
             "Mend these, or run without --strict: then each is a footnote of the numbers"
         )
+    return found
 
 
 def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
     """What departs where only predictions are scored: metric, test split, and its content."""
     official = _protocol_of(task)
     if official is None:
-        return ()
+        told = f"not the official data: {'; '.join(test.unofficial)}"
+        return (told,) if test.unofficial else ()
     lines = [f"metric: {task.metric}"] if task.metric != official.metric else []
     if task.test != official.test:
         lines.append(f"data: tested on {task.test}")
     lines += [f"content of the data: {line}" for line in test.unofficial]
     return tuple(_line(official.task, line) for line in lines)
+
+
+def require_protocol(task: TaskConfig, footnotes: Sequence[str], folder: Path) -> None:
+    """Refuse finished numbers that are not their protocol's, by their own footnotes.
+
+    Raises:
+        ProtocolError: they depart from it.
+    """
+    told = (*departures(task), *(note for note in footnotes if note.startswith(DEPARTS)))
+    if told:
+        listed = "\n".join(f"  {line}" for line in dict.fromkeys(told))
+        raise ProtocolError(
+            f"{folder} is finished and not the protocol of {task.task}:\n{listed}\n"
+            "Look at it without --strict, or run what follows the protocol in another folder"
+        )
 
 
 def _line(protocol: str, what: str) -> str:

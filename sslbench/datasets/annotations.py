@@ -133,7 +133,7 @@ def _box(row: Mapping[str, Any], json_path: Path) -> Box:
     try:
         left, top, width, height = row["bbox"]
         possible = math.isfinite(left + top + width + height) and width >= 0 and height >= 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         possible = False
     if not possible:
         raise _bad(row, "bbox", "is not x, y, width, height in pixels", json_path)

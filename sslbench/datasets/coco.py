@@ -75,7 +75,7 @@ def load_json(json_path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise DataError(f"annotation file {json_path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or meant to do harm
         raise DataError(
             f"{json_path} is not valid JSON ({error}); it was cut short: fetch it again"
         ) from None

@@ -25,7 +25,7 @@ def _fault_of_polygons(polygons: Sequence[Any]) -> str:
         try:
             # a sum says as much of its numbers as looking at each, in a tenth of the time
             fits = isinstance(polygon, list) and math.isfinite(sum(polygon))
-        except TypeError:
+        except (TypeError, OverflowError):
             fits = False
         if not fits or len(polygon) % 2:
             return f"has the polygon {str(polygon)[:40]}, which is no list x, y, x, y, ..."

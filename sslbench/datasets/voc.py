@@ -48,7 +48,7 @@ def image_paths(dataset: str, split: str, folder: Path) -> tuple[Path, ...]:
     if "_" in split or not list_path.is_file():
         available = (p.stem for p in lists.glob("*.txt") if "_" not in p.stem)
         raise unknown_split(dataset, split, available, lists)
-    ids = [line.split()[0] for line in list_path.read_text().splitlines() if line.strip()]
+    ids = [line.split()[0] for line in _lines(list_path) if line.strip()]
     if not ids:
         raise DataError(f"{list_path} lists no image")
     twice = [image_id for image_id, count in Counter(ids).items() if count > 1]
@@ -62,6 +62,15 @@ def image_paths(dataset: str, split: str, folder: Path) -> tuple[Path, ...]:
             f"{shorten(absent)}. Complete the images or remove these lines"
         )
     return tuple(folder / "JPEGImages" / images[image_id] for image_id in sorted(ids))
+
+
+def _lines(list_path: Path) -> list[str]:
+    try:
+        return list_path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"list {list_path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"list {list_path} is not text in UTF-8 ({error.reason})") from None
 
 
 def class_list_paths(folder: Path, split: str) -> dict[str, Path]:
@@ -84,7 +93,9 @@ def _read_record(folder: Path, image_path: Path, index_of: dict[str, int], tally
         root = ElementTree.parse(xml_path).getroot()
     except FileNotFoundError:
         raise DataError(f"{image_path} has no annotation: {xml_path} is not there") from None
-    except ElementTree.ParseError as error:
+    except OSError as error:
+        raise DataError(f"annotation {xml_path} cannot be read: {error.strerror}") from None
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: its encoding
         raise DataError(f"{xml_path} is not valid XML ({error}); was it cut short?") from None
     width, height = (int(_number(root, f"size/{side}", xml_path)) for side in ("width", "height"))
     if width < 1 or height < 1:
@@ -137,7 +148,9 @@ def _corners(box: Box) -> str:
 def _text(element: ElementTree.Element, key: str, xml_path: Path) -> str:
     text = element.findtext(key)
     if text is None or not text.strip():
-        raise DataError(f"{xml_path}: <{element.tag}> has no <{key.replace('/', '><')}>")
+        raise DataError(
+            f"{xml_path}: <{element.tag}> has no <{key.replace('/', '><')}>; unpack or mend it"
+        )
     return text.strip()
 
 
@@ -164,7 +177,7 @@ def read_image_labels(dataset: str, split: str, folder: Path) -> ImageLabels:
 
 def _read_class_list(list_path: Path, ids: list[str]) -> list[int]:
     labels: dict[str, int] = {}
-    for number, line in enumerate(list_path.read_text().splitlines(), start=1):
+    for number, line in enumerate(_lines(list_path), start=1):
         if not line.strip():
             continue
         fields = line.split()

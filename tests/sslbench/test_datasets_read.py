@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sslbench.datasets import DataError, DataRoots, image_labels, images, read
+from sslbench.datasets.coco import load_json
 
 
 def test_voc_boxes_become_zero_based_with_exclusive_ends(tmp_path: Path):
@@ -89,6 +90,32 @@ def test_an_image_without_xml_is_named(tmp_path: Path):
     (devkits.write_voc(tmp_path) / "Annotations/000002.xml").unlink()
     with pytest.raises(DataError, match=r"000002.jpg has no annotation"):
         read("voc2007/test", DataRoots(tmp_path))
+
+
+def test_xml_that_is_a_folder_or_of_an_unknown_encoding_is_named(tmp_path: Path):
+    path = devkits.write_voc(tmp_path) / "Annotations/000002.xml"
+    path.write_text('<?xml version="1.0" encoding="klingon"?><annotation/>')
+    with pytest.raises(DataError, match=r"000002.xml is not valid XML \(unknown encoding"):
+        read("voc2007/test", DataRoots(tmp_path))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"000002.xml cannot be read: Is a directory"):
+        read("voc2007/test", DataRoots(tmp_path))
+
+
+def test_a_list_of_images_that_is_no_text_is_named(tmp_path: Path):
+    path = devkits.write_voc(tmp_path) / "ImageSets/Main/test.txt"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"test.txt is not text in UTF-8"):
+        read("voc2007/test", DataRoots(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, f"[{'9' * 5000}]"])
+def test_json_that_python_refuses_to_parse_is_named(tmp_path: Path, text: str):
+    path = tmp_path / "instances.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"instances.json is not valid JSON"):
+        load_json(path)
 
 
 def test_an_image_listed_twice_is_named(tmp_path: Path):

@@ -1,6 +1,7 @@
 """``transfer evaluate``: numbers from a predictions file alone."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,7 +67,9 @@ def test_a_foreign_file_gets_all_numbers_and_results(
     assert "lvis.box_AR300  100.00" in said
     notes = results["box_AP"].footnotes
     assert notes[0].startswith("scored from a given file (p.json, sha256 ")
-    assert len(notes) == (2 if evaluator == "reference" else 1)
+    assert notes[0].endswith(") on lvis_v1/val by the rules of lvis")
+    assert notes[1].startswith("not the official data: lvis_v1/val has ")
+    assert len(notes) == (3 if evaluator == "reference" else 2)
     kept = json.loads((out.parent / "results.classes.json").read_text())
     assert kept["evaluator"].split()[0] == {"default": "hotcoco", "reference": "lvis"}[evaluator]
     assert [row["name"] for row in kept["classes"]] == list(dataset.classes)
@@ -93,6 +96,37 @@ def test_another_test_split_can_be_named(scenes: DataRoots, tmp_path: Path):
     assert "departs from coco_fpn in content of the data: coco2017/train has " in said
     status, said = evaluate("coco_fpn_twin", *given)
     assert status == 1 and "not in coco2017/val" in said
+
+
+@pytest.mark.parametrize(("only", "dropped"), [("box", "segmentation"), ("mask", "bbox")])
+def test_a_file_of_boxes_or_masks_alone_is_scored(
+    only: str, dropped: str, scenes: DataRoots, tmp_path: Path
+):
+    rows = perfect_rows(read("coco2017/val", scenes))
+    bare = [{key: value for key, value in row.items() if key != dropped} for row in rows]
+    (tmp_path / "p.json").write_text(json.dumps(bare))
+    given = ("coco_fpn_twin", "--predictions", tmp_path / "p.json", "--data", scenes.root)
+    status, said = evaluate(*given, "--only", only)
+    assert status == 0 and f"coco_fpn_twin.{only}_AP  100.00" in said, said
+    assert ("mask_AP" in said) == (only == "mask")
+    status, said = evaluate(*given)
+    assert status == 1 and f"has no {dropped}" in said and "--only box, --only mask" in said
+
+
+def test_masks_alone_of_a_task_of_boxes_are_refused(scenes: DataRoots, tmp_path: Path):
+    given = ("--predictions", tmp_path / "p.json", "--data", scenes.root)
+    status, said = evaluate("voc_det_twin", *given, "--only", "mask")
+    assert status == 1 and "--only mask: task voc_det_twin (faster_rcnn) has box" in said
+
+
+def test_annotations_that_hotcoco_cannot_read_are_named(scenes: DataRoots, tmp_path: Path):
+    shutil.copytree(scenes.root / "coco", tmp_path / "coco")
+    path = tmp_path / "coco/annotations/instances_val2017.json"
+    path.write_text("\ufeff" + path.read_text())
+    (tmp_path / "p.json").write_text("[]")
+    given = ("coco_fpn_twin", "--predictions", tmp_path / "p.json", "--data", tmp_path)
+    status, said = evaluate(*given)
+    assert status == 1 and "hotcoco cannot read" in said and "--evaluator reference" in said, said
 
 
 def test_a_file_that_does_not_fit_is_one_paragraph(scenes: DataRoots, tmp_path: Path):

@@ -1,5 +1,6 @@
 """The picture beside the numbers: what is drawn, in which colour, of which image."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 from sslbench.datasets import Dataset, Object, Record
 from transfer.engines.masks import encode
-from transfer.pictures import HEIGHT, draw_detections, pictured
+from transfer.pictures import HEIGHT, _readable_on, draw_detections, pictured
 
 SQUARE = [60.0, 40.0, 100.0, 40.0, 100.0, 80.0, 60.0, 80.0]
 
@@ -63,3 +64,16 @@ def test_pictured_images_are_spread_over_the_data(tmp_path: Path):
     dataset = black_images(tmp_path, 9)
     assert [record.image_id for record in pictured(dataset, 3)] == [0, 4, 8]
     assert len(pictured(dataset, 20)) == 9 and pictured(dataset, 0) == ()
+
+
+def test_a_name_is_readable_on_every_colour_and_whole_at_the_edge(tmp_path: Path):
+    assert [_readable_on(colour) for colour in ("#000075", "#e6194b")] == ["white", "white"]
+    assert [_readable_on(colour) for colour in ("#46f0f0", "#ffe119")] == ["black", "black"]
+    record = black_images(tmp_path, 1).records[0]
+    corner = Object(0, (110.0, 60.0, 120.0, 80.0), 200, False, False, None, 1)
+    dataset = Dataset(
+        "coco2017", "val", ("w" * 12,), (1,), (replace(record, objects=(corner,)),), None
+    )
+    draw_detections(tmp_path / "p.png", dataset, dataset.records, [])
+    label = np.array(Image.open(tmp_path / "p.png").convert("RGB"))[109:120, :HEIGHT]
+    assert (label.max(axis=(0, 2)) > 0).sum() > 70  # columns: the name begins left of its box

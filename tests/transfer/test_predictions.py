@@ -120,15 +120,19 @@ def test_rows_that_lie_scattered_are_gathered_by_image_in_their_order(
 BAD = [
     ({"image_id": 99999}, r"is for image 99999, which is not in coco2017/val.*another split\?"),
     ({"image_id": "7"}, "is for image '7', which is not in"),
+    ({"image_id": 7.0}, r"is for image 7\.0, which is not in"),
     ({"image_id": [7]}, r"is for image \[7\], which is not in"),
+    ({"category_id": True}, "has the unknown category_id True"),
     ({"category_id": 99}, "has the unknown category_id 99; coco2017/val has .*not from 0"),
     ({"score": math.nan}, "has the score nan, not a finite number; a training that diverged"),
     ({"score": math.inf}, "has the score inf"),
+    ({"score": 10**400}, r"has the score 10+\.\.\., not a finite"),
     ({"score": "0.5"}, "has the score '0.5'"),
     ({"score": None}, "has the score None"),
     ({"bbox": [1, 2, 3]}, r"has the bbox \[1, 2, 3\]; it must be x, y, width, height"),
     ({"bbox": [1, 2, -3, 4]}, r"has the bbox \[1, 2, -3, 4\].*both sizes >= 0"),
     ({"bbox": [1, 2, math.nan, 4]}, "has the bbox"),
+    ({"bbox": [1, 2, 10**400, 4]}, "has the bbox"),
     ({"bbox": None}, "has the bbox None"),
     ({"bbox": [[1, 2, 3, 4]]}, "has the bbox"),
     ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "it must be COCO's compressed RLE"),
@@ -211,6 +215,26 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path: Path):
     (tmp_path / "p.json").write_bytes(b"\x80\x04\x95")
     with pytest.raises(PredictionError, match="is not text in UTF-8"):
         list(pieces(tmp_path / "p.json"))
+    with pytest.raises(PredictionError, match="cannot be read: Is a directory"):
+        list(pieces(tmp_path))
+    (tmp_path / "p.json").write_text("[" * 100_000)
+    with pytest.raises(PredictionError, match=r"p\.json is nested too deeply"):
+        list(pieces(tmp_path / "p.json"))
+    (tmp_path / "p.json").write_text(f"[{'9' * 5000}]")  # more digits than Python converts
+    with pytest.raises(PredictionError, match=r"p\.json is not valid JSON at detection 0"):
+        list(pieces(tmp_path / "p.json"))
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_the_list(tmp_path: Path):
+    (tmp_path / "p.json").write_text("\ufeff[{}]")
+    assert list(pieces(tmp_path / "p.json")) == [[], [{}]]
+
+
+def test_sides_of_a_mask_are_whole_numbers(dataset: Dataset, rows: list[dict], tmp_path: Path):
+    mask = rows[3]["segmentation"]
+    sides = rows[3] | {"segmentation": mask | {"size": [float(side) for side in mask["size"]]}}
+    with pytest.raises(PredictionError, match=r"detection 3 has a mask of size \[\d+\.0, "):
+        batches(write_with(rows, 3, sides, tmp_path / "p.json"), dataset)
 
 
 def test_the_quick_check_and_the_one_row_by_row_agree(dataset: Dataset, rows: list[dict]):

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sslbench.datasets import Dataset
+from sslbench.datasets import DataError, Dataset
 from transfer.evaluators.reading import Kind, Row
 from transfer.evaluators.rle import mask_sizes
 from transfer.evaluators.scores import (
@@ -68,7 +68,13 @@ class _Matcher:
         from hotcoco import COCO, StreamingEval
 
         self.family, self.path = family, str(dataset.annotation_path)
-        self.truth = COCO(self.path)
+        try:
+            self.truth = COCO(self.path)
+        except ValueError as error:  # it is stricter than Python's reader: of marks, signs, types
+            raise DataError(
+                f"hotcoco cannot read {self.path}: {error}; mend the file, or take the reference "
+                "(--evaluator reference, or evaluator = in the task)"
+            ) from None
         categories = self.truth.load_cats(self.truth.get_cat_ids())
         if family == "lvis":
             check_federation(dataset, categories)

@@ -22,12 +22,16 @@ def pieces(path: Path, size: int = PIECE) -> Iterator[list[Any]]:
         PredictionError: the file is not there, holds no list, or is damaged or cut short.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             yield from _Splitter(path).split(iter(lambda: file.read(size), ""))
     except FileNotFoundError:
         raise PredictionError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise PredictionError(f"{path} is not text in UTF-8 ({error}); is it JSON?") from None
+    except OSError as error:
+        raise PredictionError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise PredictionError(f"{path} is nested too deeply for a list of detections") from None
 
 
 class _Splitter:
@@ -61,7 +65,7 @@ class _Splitter:
             return self._one_by_one() if len(self.text) > LONGEST_ROW else []
         try:
             rows = json.loads(f"[{self.text[: ends[-1]].lstrip(BETWEEN)}]")
-        except json.JSONDecodeError:
+        except ValueError:
             return self._one_by_one()  # the separator lies within a row, or something is broken
         self.text = self.text[ends[-1] :]
         self.num_rows += len(rows)
@@ -75,7 +79,7 @@ class _Splitter:
                 continue
             try:
                 row, place = decoder.raw_decode(self.text, place)
-            except json.JSONDecodeError as error:
+            except ValueError as error:
                 if len(self.text) - place > LONGEST_ROW:
                     raise self._damage(self.num_rows + len(rows), str(error)) from None
                 break
@@ -89,7 +93,7 @@ class _Splitter:
         if text.endswith("]"):
             try:
                 rows = json.loads(f"[{text.lstrip(BETWEEN)}")
-            except json.JSONDecodeError:
+            except ValueError:
                 pass
             else:
                 self.num_rows += len(rows)

@@ -3,7 +3,7 @@
 Ours have a row a line; others are ordinary JSON, as Detectron2's ``coco_instances_results.json``.
 """
 
-import math
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -123,10 +123,10 @@ class _Check:
         """The verdict of ``flaw`` on all rows together."""
         try:
             images = [row["image_id"] for row in rows]
-            known = self.place_of.keys() >= set(images)
-            known = known and self.categories.issuperset(row["category_id"] for row in rows)
+            categories = [row["category_id"] for row in rows]
             return (
-                known
+                _are_in(images, self.place_of)
+                and _are_in(categories, self.categories)
                 and _are_numbers([row["score"] for row in rows], (len(rows),))
                 and ("box" not in self.kinds or _are_boxes([row["bbox"] for row in rows]))
                 and ("mask" not in self.kinds or self._are_masks(images, rows))
@@ -136,7 +136,8 @@ class _Check:
 
     def _are_masks(self, images: list[Any], rows: list[Row]) -> bool:
         sizes = [self.sizes[image] for image in images]
-        if [row["segmentation"]["size"] for row in rows] != sizes:
+        given = [row["segmentation"]["size"] for row in rows]
+        if given != sizes or any(type(side) is not int for size in given for side in size):
             return False
         pixels_N = mask_sizes([row["segmentation"]["counts"] for row in rows]).pixels_N
         return bool((pixels_N == np.array(sizes).reshape(-1, 2).prod(axis=1)).all())
@@ -158,7 +159,9 @@ class _Check:
         if not missing:
             return None
         needs = " and ".join(FIELD[kind] for kind in self.kinds)
-        return f"has no {', '.join(missing)}; each row needs image_id, category_id, score, {needs}"
+        told = f"has no {', '.join(missing)}; each row needs image_id, category_id, score, {needs}"
+        partly = len(self.kinds) > 1 and len({*FIELD.values()} & {*missing}) == 1
+        return f"{told} (a file of one of the two: --only box, --only mask)" if partly else told
 
     def _belonging_flaw(self, row: Row) -> str | None:
         name = f"{self.dataset.name}/{self.dataset.split}"
@@ -183,8 +186,9 @@ class _Check:
                 f"has the segmentation {_brief(mask)}; it must be COCO's compressed RLE, "
                 '{"size": [height, width], "counts": "..."}, as pycocotools.mask.encode writes it'
             )
-        if mask.get("size") != size:
-            return f"has a mask of size {mask.get('size')}, its image is {size} (height, width)"
+        given = mask.get("size")
+        if given != size or any(type(side) is not int for side in given):
+            return f"has a mask of size {_brief(given)}, its image is {size} (height, width)"
         if mask_sizes([mask["counts"]]).pixels_N[0] != size[0] * size[1]:
             return f"has a damaged mask: its runs do not cover {size[0]} x {size[1]} pixels"
         return None
@@ -217,12 +221,19 @@ def _box_flaw(row: Row) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # compared, not converted: a whole number may be too large for a float
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
+def _are_in(values: Collection[Any], known: Collection[Any]) -> bool:
+    """Whether all are known ids; 1.0 and true equal 1, and hotcoco fails on them."""
+    kind = type(next(iter(known)))
+    return all(type(value) is kind for value in values) and all(map(known.__contains__, values))
 
 
 def _is_in(value: Any, known: Collection[Any]) -> bool:
     try:
-        return value in known
+        return _are_in([value], known)
     except TypeError:  # a list has no hash
         return False
 
