@@ -195,6 +195,8 @@ def run(
     from transfer.task import load_task
 
     with errors_in_one_paragraph():
+        if out is not None:
+            require_place("--out", out, is_folder=True)
         demanded = ["strict=true"] if strict else []
         stage = Detection(load_task(task, [*(overrides or ()), *demanded]))
         folder, made = run_standalone(

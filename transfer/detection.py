@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from sslbench.catalog import lookup
-from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, read
+from sslbench.datasets import DataError, DataRoots, Dataset, Object, Record, decode_rgb, read
 from sslbench.stage import StageContext
 from transfer.engines import ENGINES
 from transfer.protocol import check, departures
@@ -125,6 +125,8 @@ class Detection:
             if is_trained:
                 engine.model.load_state_dict(load_checkpoint(final, task)["model"])
                 return engine
+            if not any(final.parent.glob("*.pt")):
+                _require_readable(data[1].records[dist.rank() :: dist.world_size()])
             log.info(
                 f"{len(engine.fresh)} tensors start fresh, all others come from {weights.path}"
             )
@@ -174,6 +176,19 @@ class Detection:
             log.info(note)
         said = "  ".join(f"{r.metric} {r.value:.2f}" for r in results[:6] if r.value is not None)
         log.info(f"{task.task} on {found.num_rows} detections by {evaluation.evaluator}: {said}")
+
+
+def _require_readable(records: Sequence[Record]) -> None:
+    """Decode the test images before anything is learned.
+
+    Found after the training, a damaged one would cost it: mending it makes other data, and a run
+    folder belongs to its data.
+
+    Raises:
+        DataError: an image is damaged.
+    """
+    for record in records:
+        decode_rgb(record.path.read_bytes(), str(record.path))
 
 
 def _train(ctx: StageContext, trainer: "Trainer", test: Dataset) -> None:

@@ -252,13 +252,15 @@ def image_size(data: bytes, name: str) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened(data: bytes, name: str) -> "Iterator[PILImage]":
     """Open an image file; what goes wrong inside the block too is told with its name."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's own message names a buffer in memory
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(
-            f"image {name} ({len(data)} bytes) cannot be decoded: {error}; "
+            f"image {name} ({len(data)} bytes) cannot be decoded: {reason}; "
             "it is damaged or was cut short. Fetch it again or remove it from the data set"
         ) from error

@@ -204,6 +204,17 @@ def test_a_recipe_for_other_classes_is_refused(scenes: DataRoots):
         read_data(task, scenes)
 
 
+def test_a_broken_test_image_is_named_before_anything_is_learned(scenes: DataRoots, tmp_path: Path):
+    root = tmp_path / "data"
+    shutil.copytree(scenes.root, root)
+    broken = read_data(SHORT, DataRoots(root))[1].records[-1].path
+    broken.write_bytes(broken.read_bytes()[:700])
+    weights = write_random_weights(tmp_path / "w.pkl", SHORT.layout)
+    with pytest.raises(DataError, match=rf"{broken} .*cannot be decoded"):
+        run_detection(SHORT, DataRoots(root), weights, tmp_path / "out")
+    assert not list((tmp_path / "out/checkpoints").glob("*.pt"))
+
+
 def test_a_broken_training_image_is_named(scenes: DataRoots, tmp_path: Path):
     root = tmp_path / "data"
     shutil.copytree(scenes.root, root)
