@@ -1,6 +1,7 @@
 """Who may import whom. Siblings meet only through files on disk; planning loads no torch."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,28 @@ def test_package_imports_only_what_it_may(package):
     for file in files:
         extra = (imported_packages(file) & set(MAY_IMPORT)) - MAY_IMPORT[package] - {package}
         assert not extra, f"{file.relative_to(ROOT)} imports {sorted(extra)}"
+
+
+def deferred_imports(file: Path) -> set[tuple[str, str]]:
+    """(module, name) of the imports of our own within functions and type checks."""
+    return {
+        (node.module, alias.name)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.col_offset
+        for alias in node.names
+        if node.module.split(".")[0] in MAY_IMPORT
+    }
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_what_a_function_imports_is_there(package):
+    for file in (ROOT / package).rglob("*.py"):
+        for module, name in deferred_imports(file):
+            owner = importlib.import_module(module)
+            is_there = hasattr(owner, name) or (
+                hasattr(owner, "__path__") and importlib.util.find_spec(f"{module}.{name}")
+            )
+            assert is_there, f"{file.relative_to(ROOT)} imports {name} of {module}"
 
 
 def test_launch_names_no_torch_at_all():

@@ -208,7 +208,7 @@ def run(
             num_workers=workers,
         )
         results = read_results(folder / made["results"])
-        if strict:  # a finished folder was perhaps not made so
+        if stage.config.strict:  # a finished folder was perhaps not made so
             require_protocol(stage.config, results[0].footnotes, folder)
     if not dist.is_main():
         return

@@ -72,6 +72,7 @@ class Detection:
         from sslbench.interrupt import StopRequest
         from sslbench.log import RunLog
         from transfer.engines.loading import Weights
+        from transfer.prediction import parts_of
 
         stop = StopRequest()
         with RunLog(ctx.dir) as log, stop.listening():
@@ -90,6 +91,7 @@ class Detection:
                     self._predict(ctx, engine, test, log)
             with stop.now(), dist.patient_barrier() as wait:
                 if dist.is_main():
+                    parts_of(ctx.dir / PREDICTIONS).discard()  # a kill can come after their merging
                     self._evaluate(ctx, task, test, notes, log)
                 wait()
         return {

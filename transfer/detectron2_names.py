@@ -12,7 +12,6 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 NAMES_PATH, KEYS_PATH = FOLDER / "detectron2_names.txt", FOLDER / "detectron2_keys.txt"
 STEM = "stem.conv1.weight"
-FULL_STEM = 64  # channels of the stem at width 1
 # Where a detector keeps res2 to res4 and the stem, and where res5; a dc5 detector has one trunk
 # without a pyramid around it and shares its other names with c4.
 HOMES = {

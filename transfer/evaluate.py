@@ -12,6 +12,7 @@ from sslbench.files import file_sha256, write_json
 from sslbench.results import Result, write_results
 from transfer.evaluators import Evaluation, evaluate, kinds_of
 from transfer.evaluators.reading import Kind, Predictions
+from transfer.protocol import departures_of_test
 from transfer.task import TaskConfig
 
 
@@ -91,8 +92,7 @@ def evaluate_file(
     predictions = Predictions(path, test, kinds if only is None else (only,))
     evaluation = score(task, predictions, test)
     file = f"{path.name}, sha256 {file_sha256(path)[:12]}"
-    notes = [f"scored from a given file ({file}) on {task.test} by the rules of {task.metric}"]
-    if test.unofficial:
-        notes.append(f"not the official data: {'; '.join(test.unofficial)}")
+    given = f"scored from a given file ({file}) on {task.test} by the rules of {task.metric}"
+    notes = (given, *departures_of_test(task, test))
     results = results_of(task, evaluation, test, data, notes)
     return Scored(evaluation, results, predictions.num_rows)

@@ -11,11 +11,11 @@ from typing import Any
 
 from sslbench.config import ConfigError
 from sslbench.datasets import Dataset
-from transfer.engines.recipe import ELSEWHERE, Recipe
+from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
 REFERENCE_ENGINE = "detectron2"
-DEPARTS = "departs from"
+DEPARTS = "departs from "  # how each line of the check begins
 SUBJECTS = {  # the first prefix that fits decides
     "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
     "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
@@ -74,6 +74,19 @@ def check(task: TaskConfig, train: Dataset, test: Dataset) -> tuple[str, ...]:
     return found
 
 
+def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
+    """What departs where only predictions are scored: metric, test split, and its content."""
+    official = _protocol_of(task)
+    if official is None:
+        told = f"not the official data: {'; '.join(test.unofficial)}"
+        return (told,) if test.unofficial else ()
+    lines = [f"metric: {task.metric}"] if task.metric != official.metric else []
+    if task.test != official.test:
+        lines.append(f"data: tested on {task.test}")
+    lines += [f"content of the data: {line}" for line in test.unofficial]
+    return tuple(_line(official.task, line) for line in lines)
+
+
 def require_protocol(task: TaskConfig, footnotes: Sequence[str], folder: Path) -> None:
     """Refuse finished numbers that are not their protocol's, by their own footnotes.
 
@@ -90,7 +103,7 @@ def require_protocol(task: TaskConfig, footnotes: Sequence[str], folder: Path) -
 
 
 def _line(protocol: str, what: str) -> str:
-    return f"{DEPARTS} {protocol} in {what}"
+    return f"{DEPARTS}{protocol} in {what}"
 
 
 def _protocol_of(task: TaskConfig) -> TaskConfig | None:
@@ -100,7 +113,10 @@ def _protocol_of(task: TaskConfig) -> TaskConfig | None:
         return load_task(name)
     if name == task.task and not task.set:
         return None
-    raise ConfigError(f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}")
+    raise ConfigError(
+        f"task {task.task}: protocol {name!r} is no file of {TASKS_DIR}; set protocol to the task "
+        "there that this one follows or departs from"
+    )
 
 
 def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:
@@ -121,7 +137,7 @@ def _of_recipe(task: TaskConfig, official: TaskConfig) -> list[str]:
 
 
 def _value(recipe: Recipe, key: str) -> Any:
-    try:
+    """The recipe's value, or Detectron2's default as far as it is known here."""
+    if key in recipe.given or key in DEFAULTS:
         return recipe[key]
-    except KeyError:
-        return None
+    return FIXED[key][0] if key in FIXED else None

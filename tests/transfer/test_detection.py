@@ -127,6 +127,7 @@ run_detection(
     ("module", "name", "calls"),
     [
         ("transfer.evaluators.predictions", "rows_of", "3"),  # the third of four images
+        ("shutil", "rmtree", "1"),  # the parts are merged but not yet removed
         ("transfer.evaluators", "evaluate", "1"),
         ("sslbench.results", "write_results", "1"),  # after the pictures
     ],
@@ -157,6 +158,7 @@ def test_a_stage_killed_in_prediction_or_evaluation_finishes_with_the_same_resul
     assert status(out) == "resumable"
     assert (out / "predictions.json").exists() == (name != "rows_of")
     run_detection(SHORT, scenes, weights, out)
+    assert not (out / "predictions.parts").exists()
     for made in ("predictions.json", "results.json", "detections.png"):
         assert (out / made).read_bytes() == (whole / made).read_bytes()
 

@@ -92,6 +92,8 @@ def test_another_test_split_can_be_named(scenes: DataRoots, tmp_path: Path):
     given = ("--predictions", tmp_path / "p.json", "--data", scenes.root)
     status, said = evaluate("coco_fpn_twin", "test=coco2017/train", *given)
     assert status == 0 and "coco_fpn_twin.mask_AP  100.00" in said, said
+    assert "note: departs from coco_fpn in data: tested on coco2017/train" in said
+    assert "departs from coco_fpn in content of the data: coco2017/train has " in said
     status, said = evaluate("coco_fpn_twin", *given)
     assert status == 1 and "not in coco2017/val" in said
 

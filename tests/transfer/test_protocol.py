@@ -15,7 +15,13 @@ from sslbench.results import read_results
 from sslbench.stage import fingerprint
 from transfer.detection import Detection, read_data
 from transfer.engines.recipe import read_recipe, recipe_path
-from transfer.protocol import ProtocolError, check, departures, require_protocol
+from transfer.protocol import (
+    ProtocolError,
+    check,
+    departures,
+    departures_of_test,
+    require_protocol,
+)
 from transfer.task import TASKS_DIR, load_task
 
 OFFICIAL = Dataset("voc2007", "test", ("x",), (1,), (), None)
@@ -45,6 +51,8 @@ def test_another_engine_is_a_departure():
         ("set.TEST.PRECISE_BN.ENABLED=false", "schedule: PRECISE_BN.ENABLED False"),
         ("set.MODEL.RESNETS.NORM=BN", "trunk: RESNETS.NORM BN"),
         ("set.MODEL.RESNETS.DEPTH=101", "trunk: RESNETS.DEPTH 101"),
+        ('set.MODEL.RESNETS.OUT_FEATURES=["res5"]', 'trunk: RESNETS.OUT_FEATURES ["res5"]'),
+        ("set.MODEL.ROI_MASK_HEAD.NAME=Other", "heads: ROI_MASK_HEAD.NAME Other"),
         ("set.MODEL.BACKBONE.FREEZE_AT=2", "trunk: BACKBONE.FREEZE_AT 2"),
         ("set.INPUT.MIN_SIZE_TEST=600", "resolution: INPUT.MIN_SIZE_TEST 600"),
         ("set.MODEL.RPN.POST_NMS_TOPK_TEST=300", "proposals: RPN.POST_NMS_TOPK_TEST 300"),
@@ -65,6 +73,11 @@ def test_settings_of_one_subject_share_a_line():
     assert departures(load_task("voc0712_det", overrides)) == (
         "departs from voc0712_det in schedule: SOLVER.MAX_ITER 9, SOLVER.STEPS []",
     )
+
+
+def test_writing_detectron2s_own_default_is_no_departure():
+    defaults = ["set.MODEL.RPN.SMOOTH_L1_BETA=0.0", "set.MODEL.RPN.NMS_THRESH=0.7"]
+    assert departures(load_task("voc0712_det", defaults)) == ()
 
 
 def test_an_edited_recipe_departs_and_a_twin_says_all_it_changes(tmp_path: Path):
@@ -93,6 +106,16 @@ def test_data_that_are_not_the_released_ones_are_one_more_line():
     assert check(task, UNOFFICIAL, UNOFFICIAL) == (
         "departs from voc0712_det in content of the data: voc2007/test has 9 of 4952 images",
     )
+
+
+def test_scored_alone_only_the_test_departs():
+    other = ["engine=torchvision", "set.SOLVER.MAX_ITER=9", "metric=voc12", "test=voc2007/val"]
+    assert departures_of_test(load_task("voc0712_det", other), UNOFFICIAL) == (
+        "departs from voc0712_det in metric: voc12",
+        "departs from voc0712_det in data: tested on voc2007/val",
+        "departs from voc0712_det in content of the data: voc2007/test has 9 of 4952 images",
+    )
+    assert departures_of_test(load_task("voc0712_det"), OFFICIAL) == ()
 
 
 def test_a_strict_task_is_refused_with_the_whole_list():

@@ -177,6 +177,15 @@ def test_the_portable_engine_refuses_what_it_would_ignore():
     assert "MODEL.RESNETS.STRIDE_IN_1X1 is True" in str(caught.value)  # Detectron2's default
 
 
+@pytest.mark.parametrize("name", ["voc_det_twin", "coco_fpn_twin"])
+def test_the_portable_engine_reads_the_maps_of_its_layout_alone(name: str):
+    other = load_task(name, ['set.MODEL.ROI_HEADS.IN_FEATURES=["p3"]', "engine=torchvision"])
+    with pytest.raises(
+        ConfigError, match=r"IN_FEATURES is \('p3',\); the torchvision engine builds"
+    ):
+        other.resolved().values().require_portable()
+
+
 def test_tuples_and_floats_in_yaml_strings_are_read_as_detectron2_reads_them(tmp_path: Path):
     (tmp_path / "base.yaml").write_text("SOLVER:\n  STEPS: (3, 4)\n  BASE_LR: 1e-3\n")
     (tmp_path / "top.yaml").write_text("_BASE_: base.yaml\nSOLVER:\n  MAX_ITER: 5\n")

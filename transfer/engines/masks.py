@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from sslbench.datasets import DataError
+from sslbench.datasets.outlines import LEAST_NUMBERS
 
 # An object at the size its detector sees it: polygons as x, y, x, y, ..., or uint8 pixels (H, W).
 Shape = tuple[np.ndarray, ...] | np.ndarray
@@ -21,7 +22,9 @@ Shape = tuple[np.ndarray, ...] | np.ndarray
 
 def valid_polygons(polygons: Sequence[Sequence[float]]) -> list[list[float]]:
     """Those of at least three points; COCO's tools would take four numbers for a box."""
-    return [list(points) for points in polygons if len(points) % 2 == 0 and len(points) >= 6]
+    return [
+        list(points) for points in polygons if len(points) % 2 == 0 and len(points) >= LEAST_NUMBERS
+    ]
 
 
 def rasterise(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:

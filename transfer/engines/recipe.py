@@ -84,12 +84,22 @@ DEFAULTS: dict[str, Any] = {
     "TEST.PRECISE_BN.NUM_ITER": 200,
 }
 
-# Keys of which exactly one value is built here: (Detectron2's default, the only value accepted).
+# Levels of a pyramid, by where they come from and who reads them.
+STAGES = ("res2", "res3", "res4", "res5")
+LEVELS = ("p2", "p3", "p4", "p5", "p6")
+
+# Keys of which one value is built here, of some one a layout: (Detectron2's default, the accepted).
 FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", ("GeneralizedRCNN",)),
     "MODEL.BACKBONE.FREEZE_AT": (2, (0,)),
     "MODEL.RESNETS.STRIDE_IN_1X1": (True, (False,)),
     "MODEL.RESNETS.NUM_GROUPS": (1, (1,)),
+    "MODEL.RESNETS.OUT_FEATURES": (("res4",), (("res4",), STAGES)),
+    "MODEL.FPN.IN_FEATURES": ((), ((), STAGES)),
+    "MODEL.RPN.IN_FEATURES": (("res4",), (("res4",), LEVELS)),
+    "MODEL.ROI_HEADS.IN_FEATURES": (("res4",), (("res4",), LEVELS[:4])),
+    "MODEL.ROI_BOX_HEAD.NAME": ("", ("", "FastRCNNConvFCHead")),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead", ("MaskRCNNConvUpsampleHead",)),
     "MODEL.FPN.FUSE_TYPE": ("sum", ("sum",)),
     "MODEL.RPN.BBOX_REG_WEIGHTS": ((1.0, 1.0, 1.0, 1.0), ((1.0, 1.0, 1.0, 1.0),)),
     "MODEL.RPN.SMOOTH_L1_BETA": (0.0, (0.0,)),
@@ -118,20 +128,14 @@ FIXED: dict[str, tuple[Any, tuple[Any, ...]]] = {
 OF_THE_LOOP = ("SOLVER.", "DATALOADER.", "TEST.AUG.", "TEST.EVAL_PERIOD")
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
-# Keys that the task, the trainer or the layout decide for both engines, so that a recipe's value is
-# never consulted.
+# Keys that the task or the trainer decides for both engines, so that a recipe's value is never
+# consulted.
 ELSEWHERE = {
     "VERSION": "Detectron2's schema version",
     "OUTPUT_DIR": "the run folder",
     "SEED": "the task's seed",
     "MODEL.WEIGHTS": "the converted weights",
     "MODEL.DEVICE": "the site's device",
-    "MODEL.RESNETS.OUT_FEATURES": "the task's layout",
-    "MODEL.FPN.IN_FEATURES": "the task's layout",
-    "MODEL.RPN.IN_FEATURES": "the task's layout",
-    "MODEL.ROI_HEADS.IN_FEATURES": "the task's layout",
-    "MODEL.ROI_BOX_HEAD.NAME": "the task's layout",
-    "MODEL.ROI_MASK_HEAD.NAME": "the task's layout",
     "DATASETS.TRAIN": "the task's train",
     "DATASETS.TEST": "the task's test",
     "DATALOADER.NUM_WORKERS": "the site's workers",
@@ -246,7 +250,8 @@ class Recipe:
             for key, value in unread.items()
         ]
         problems += [
-            f"{key} is {value!r}; the torchvision engine builds {FIXED[key][1][0]!r}"
+            f"{key} is {value!r}; the torchvision engine builds "
+            + " or ".join(map(repr, FIXED[key][1]))
             for key, value in unfit.items()
         ]
         if problems:

@@ -1,8 +1,8 @@
 """The portable engine: Faster and Mask R-CNN of torchvision's parts from a Detectron2 recipe.
 
-On the same weights, images and draws it gives Detectron2's logits, losses and detections to 1e-3
-(a test). What remains different: proposals are ranked by the sigmoid of their logit and dropped
-below 1e-3 pixels, RLE objects are accepted beside polygons, and EXIF rotation is ignored.
+On the same weights, images and draws it gives Detectron2's logits, losses and detections to
+rounding (a test). docs/engines.md has the figures and what remains different: draws of the
+augmentation, RLE objects beside polygons, EXIF rotation, precision of 16-bit boxes.
 
 Shape letters: H x W pixels.
 """

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sslbench.datasets import DataError, Dataset, Object, Record
+from sslbench.datasets.lvis import FEDERATED, FREQUENCIES
+from sslbench.datasets.outlines import LEAST_NUMBERS
 from transfer.evaluators.reading import Kind
-
-FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-FREQUENCIES = ("r", "c", "f")
-LEAST_NUMBERS = 6  # of a polygon
 
 
 def check_truth(dataset: Dataset, kinds: Sequence[Kind]) -> None:

@@ -22,7 +22,6 @@ ZOO_SCHEMES = ("detectron2://", "model_zoo://")
 # Detectron2's defaults (detectron2/config/defaults.py) of what is checked here and not elsewhere.
 MORE_DEFAULTS: dict[str, Any] = {
     "MODEL.WEIGHTS": "",
-    "MODEL.RESNETS.OUT_FEATURES": ("res4",),
     "MODEL.RESNETS.RES5_DILATION": 1,
     "MODEL.RESNETS.DEFORM_ON_PER_STAGE": (False, False, False, False),
     "MODEL.RESNETS.DEFORM_MODULATED": False,
@@ -35,6 +34,7 @@ USED = frozenset(
         *(f"MODEL.BACKBONE.{name}" for name in ("NAME", "FREEZE_AT")),
         *(f"MODEL.RESNETS.{name}" for name in ("DEPTH", "NORM", "STRIDE_IN_1X1", "NUM_GROUPS")),
         *(f"MODEL.RESNETS.{name}" for name in ("STEM_OUT_CHANNELS", "RES2_OUT_CHANNELS")),
+        "MODEL.RESNETS.OUT_FEATURES",
         "MODEL.RESNETS.WIDTH_PER_GROUP",
         *(f"MODEL.{head}.NORM" for head in ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")),
         "MODEL.ROI_HEADS.NAME",
