@@ -15,7 +15,8 @@ from sslbench.catalog import resolve
 from sslbench.config import ConfigError, build, overlay, read_toml
 from sslbench.datasets import DataError, DataRoots
 from sslbench.files import file_sha256
-from sslbench.stage import Stage, content_ids, departing, describe, fingerprint, resolved
+from sslbench.results import read_results, told_departures
+from sslbench.stage import Stage, content_ids, departing, describe, fingerprint, resolved, status
 
 REFS = {
     "pretrain": "pretrain.stage:Pretrain",
@@ -340,10 +341,13 @@ def _task_config(task: Task) -> Any:
 def require_protocols(stages: Iterable[PlannedStage]) -> None:
     """Refuse stages whose numbers would depart from a published protocol, before any of them runs.
 
+    Finished ones are held to what their numbers say: weights and data may depart as well.
+
     Raises:
         ConfigError: lists every departure of every stage.
     """
-    found = {stage.name: departing(stage.stage) for stage in stages if stage.answers}
+    answering = [stage for stage in stages if stage.answers]
+    found = {s.name: dict.fromkeys((*departing(s.stage), *_told(s))) for s in answering}
     listed = [f"  {name}: {line}" for name, lines in found.items() for line in lines]
     if listed:
         raise ConfigError(
@@ -351,6 +355,12 @@ def require_protocols(stages: Iterable[PlannedStage]) -> None:
             + "\n".join(listed)
             + "\nMend these, or run without --strict: then each is a footnote of the numbers"
         )
+
+
+def _told(stage: PlannedStage) -> tuple[str, ...]:
+    path = stage.dir / "results.json"
+    is_finished = status(stage.dir) == "done" and path.exists()
+    return told_departures(read_results(path)) if is_finished else ()
 
 
 def select(stages: Iterable[PlannedStage], only: Iterable[str]) -> list[PlannedStage]:

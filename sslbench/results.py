@@ -11,6 +11,8 @@ from pydantic import field_validator
 from sslbench.config import FrozenConfig, build
 from sslbench.files import read_json, write_json
 
+DEPARTS = "departs from "  # begins a footnote that tells how a number leaves its protocol
+
 
 class Result(FrozenConfig):
     """One number of a table.
@@ -52,6 +54,12 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
 def read_results(path: Path) -> list[Result]:
     """Read the rows of one stage."""
     return [build(Result, row, where=str(path)) for row in read_json(path)]
+
+
+def told_departures(results: Iterable[Result]) -> tuple[str, ...]:
+    """What the footnotes of finished numbers say of their protocol, each once."""
+    notes = (note for row in results for note in row.footnotes)
+    return tuple(dict.fromkeys(note for note in notes if note.startswith(DEPARTS)))
 
 
 def read_all(root: Path) -> list[Result]:

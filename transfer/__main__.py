@@ -209,7 +209,7 @@ def run(
         )
         results = read_results(folder / made["results"])
         if stage.config.strict:  # a finished folder was perhaps not made so
-            require_protocol(stage.config, results[0].footnotes, folder)
+            require_protocol(stage.config, results, folder)
     if not dist.is_main():
         return
     for row in results:

@@ -11,11 +11,11 @@ from typing import Any
 
 from sslbench.config import ConfigError
 from sslbench.datasets import Dataset
+from sslbench.results import DEPARTS, Result, told_departures
 from transfer.engines.recipe import DEFAULTS, ELSEWHERE, FIXED, Recipe
 from transfer.task import TASKS_DIR, TaskConfig, load_task
 
 REFERENCE_ENGINE = "detectron2"
-DEPARTS = "departs from "  # how each line of the check begins
 SUBJECTS = {  # the first prefix that fits decides
     "trunk": ("MODEL.RESNETS.", "MODEL.BACKBONE.", "MODEL.PIXEL"),
     "schedule": ("SOLVER.", "TEST.PRECISE_BN"),
@@ -87,13 +87,13 @@ def departures_of_test(task: TaskConfig, test: Dataset) -> tuple[str, ...]:
     return tuple(_line(official.task, line) for line in lines)
 
 
-def require_protocol(task: TaskConfig, footnotes: Sequence[str], folder: Path) -> None:
+def require_protocol(task: TaskConfig, results: Sequence[Result], folder: Path) -> None:
     """Refuse finished numbers that are not their protocol's, by their own footnotes.
 
     Raises:
         ProtocolError: they depart from it.
     """
-    told = (*departures(task), *(note for note in footnotes if note.startswith(DEPARTS)))
+    told = (*departures(task), *told_departures(results))
     if told:
         listed = "\n".join(f"  {line}" for line in dict.fromkeys(told))
         raise ProtocolError(

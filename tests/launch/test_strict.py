@@ -11,6 +11,7 @@ from launch.site import SiteConfig
 from launch.submit import run_locally
 from launch.suite import load_suite
 from sslbench.config import CONFIGS_DIR, ConfigError
+from sslbench.results import read_results, write_results
 from tests.launch.test_cli import PRELUDE
 
 FEW = "one run; published numbers are the mean of 3"
@@ -40,6 +41,18 @@ def test_every_departure_of_every_task_is_listed(departing, roots, tmp_path):
 
 def test_stages_without_departures_pass(suite, roots, tmp_path):
     require_protocols(plan(suite, roots, tmp_path))
+
+
+def test_finished_numbers_are_held_to_what_their_footnotes_say(suite, roots, tmp_path):
+    stages = plan(suite, roots, tmp_path)
+    run_locally(stages, SiteConfig(device="cpu"), roots, lambda text: None)
+    require_protocols(stages)
+    path = next(stage.dir for stage in stages if "voc_det" in stage.name) / "results.json"
+    note = "departs from the fake in content of the data: 9 of 4952 images"
+    rows = [row.model_copy(update={"footnotes": (note,)}) for row in read_results(path)]
+    write_results(path, rows)
+    with pytest.raises(ConfigError, match=f"transfer/voc_det-.*{note}"):
+        require_protocols(stages)
 
 
 def test_a_strict_suite_hands_its_demand_to_the_tasks(suite, roots, tmp_path):

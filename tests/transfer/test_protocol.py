@@ -11,7 +11,7 @@ from detectors import run_detection, twin_task, write_random_weights
 
 from sslbench.config import ConfigError
 from sslbench.datasets import DataRoots, Dataset
-from sslbench.results import read_results
+from sslbench.results import Result, read_results
 from sslbench.stage import fingerprint
 from transfer.detection import Detection, read_data
 from transfer.engines.recipe import read_recipe, recipe_path
@@ -190,11 +190,15 @@ def test_every_departure_is_printed_and_stands_beside_the_numbers(
 
 def test_finished_numbers_that_depart_are_refused_by_their_own_footnotes(tmp_path: Path):
     official = load_task("voc0712_det", ["engine=detectron2", "strict=true"])
-    require_protocol(official, ("a note of the weights",), tmp_path)
+
+    def noted(*footnotes: str) -> list[Result]:
+        return [Result(task="voc0712_det", metric="AP", value=1.0, footnotes=footnotes)]
+
+    require_protocol(official, noted("a note of the weights"), tmp_path)
     told = "departs from voc0712_det in content of the data: 9 of 4952 images"
     with pytest.raises(ProtocolError, match="is finished and not the protocol") as caught:
-        require_protocol(official, ("a note", told), tmp_path)
+        require_protocol(official, noted("a note", told), tmp_path)
     assert str(tmp_path) in str(caught.value) and told in str(caught.value)
     assert "a note" not in str(caught.value)
     with pytest.raises(ProtocolError, match="trained in bf16"):
-        require_protocol(load_task("voc0712_det", ["precision=bf16"]), (), tmp_path)
+        require_protocol(load_task("voc0712_det", ["precision=bf16"]), noted(), tmp_path)
