@@ -1,11 +1,11 @@
 """Detectron2's own training loop on an engine's model and given batches, to compare ours with."""
 
 import contextlib
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sslbench.log import only_errors
 from sslbench.rng import seeded
 from transfer.engines.detectron2 import Detectron2Engine, build_config
 from transfer.task import TaskConfig
@@ -54,7 +54,7 @@ class DefaultLoop:
         cfg.TEST.PRECISE_BN.ENABLED = False  # after training, and not part of a step
         cfg.freeze()
         self.seed = task.seed
-        with _quiet():
+        with only_errors("detectron2"):
             self.trainer = Loop(cfg)
 
     @contextlib.contextmanager
@@ -63,7 +63,7 @@ class DefaultLoop:
         from detectron2.utils.events import EventStorage
 
         trainer = self.trainer
-        with _quiet(), EventStorage(0) as trainer.storage:
+        with only_errors("detectron2"), EventStorage(0) as trainer.storage:
             trainer.iter, trainer.start_iter = 0, 0
             trainer.before_train()
             yield
@@ -81,15 +81,3 @@ class DefaultLoop:
         latest = trainer.storage.latest()
         trainer.iter += 1
         return {name: value for name, (value, _) in latest.items() if name.startswith("loss_")}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Detectron2 logs every model it is given."""
-    logger = logging.getLogger("detectron2")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -5,6 +5,7 @@ Progress is a bar on a terminal and a line every ten seconds elsewhere.
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -248,3 +249,15 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextlib.contextmanager
+def only_errors(package: str) -> Iterator[None]:
+    """Silence what a chatty package logs within the block, but for errors."""
+    logger = logging.getLogger(package)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -5,12 +5,12 @@ Slow, and all predictions are in memory at once: the numbers that every other ba
 
 import contextlib
 import io
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from sslbench.datasets import Dataset
+from sslbench.log import only_errors
 from transfer.evaluators.reading import Kind, Row
 from transfer.evaluators.scores import IOU_TYPE, Family, Scores, build_scores, without
 from transfer.evaluators.truth import check_annotations, check_federation
@@ -59,7 +59,7 @@ def _coco(dataset: Dataset, rows: list[Row], iou_type: str) -> Scores:
 
 
 def _lvis(dataset: Dataset, rows: list[Row], iou_type: str) -> Scores:
-    with _old_numpy(), _only_errors("lvis"):
+    with _old_numpy(), only_errors("lvis"):
         from lvis import LVIS, LVISEval, LVISResults
 
         path = str(dataset.annotation_path)
@@ -94,14 +94,3 @@ def _old_numpy() -> Iterator[None]:
         yield
     finally:
         del old.float
-
-
-@contextlib.contextmanager
-def _only_errors(package: str) -> Iterator[None]:
-    logger = logging.getLogger(package)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
