@@ -87,7 +87,7 @@ format: $(STAMP) ## Format the code
 lint: $(STAMP) ## Lint the code
 	@$(BIN)/ruff check .
 
-types: $(STAMP) ## Check the types of sslbench and launch
+types: $(STAMP) ## Check the types of sslbench, transfer and launch
 	@$(BIN)/mypy
 
 clean: ## Remove the virtual environment and caches; runs and data stay

@@ -79,7 +79,7 @@ def convert(
     with errors_in_one_paragraph():
         if rescale_to is not None:
             anchor_branch = "online" if anchor_branch is None else anchor_branch
-        table = {"layout": layout, "branch": branch, "format": format}
+        table: dict[str, Any] = {"layout": layout, "branch": branch, "format": format}
         table |= {"rescale": rescale, "anchor_branch": anchor_branch}
         config, out, is_file = as_asked(table, out)
         stage = Convert(config, allow_pickle)

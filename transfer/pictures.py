@@ -31,7 +31,7 @@ def draw_detections(
     path: Path, dataset: Dataset, records: Sequence[Record], rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Draw images beside their predictions; rows of other images are left alone."""
-    found = defaultdict(list)
+    found: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: -row["score"]):
         shown = found[row["image_id"]]
         if row["score"] >= MIN_SCORE or len(shown) < MIN_SHOWN:

@@ -168,7 +168,7 @@ class Trainer:
         if done % max(1, min(MAX_LOG_INTERVAL, last // 20)) == 0 or self.iteration == last:
             lr = self.optimizer.param_groups[0]["lr"]
             self.log.scalars(done, total=total, lr=lr, **terms, **self.scaler.values(), **rates)
-        shown = {
+        shown: dict[str, float | str] = {
             "img/s": rates["images_per_second"],
             "GiB": rates["peak_memory_gib"],
             "waiting": f"{rates['share_waiting_for_data']:.0%}",

@@ -64,7 +64,7 @@ def register_extra_norm_head() -> None:
     if EXTRA_NORM_HEAD in ROI_HEADS_REGISTRY:
         return
 
-    class SSLBenchRes5HeadExtraNorm(Res5ROIHeads):  # type: ignore[misc]
+    class SSLBenchRes5HeadExtraNorm(Res5ROIHeads):
         @classmethod
         def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
             stage, channels = build_last_stage(cfg)

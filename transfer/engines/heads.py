@@ -130,9 +130,12 @@ class MaskHead(nn.Sequential):
     prediction, and with the 1,203 classes of LVIS they would fill gigabytes.
     """
 
-    def forward(self, maps_RCMM: Tensor, classes_R: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, maps_RCMM: Tensor, classes_R: Tensor
+    ) -> Tensor:
         """Return the logits (R, 2M, 2M) of each region's class, float32."""
         *layers, predictor = self
+        assert isinstance(predictor, nn.Conv2d) and predictor.bias is not None
         for layer in layers:
             maps_RCMM = layer(maps_RCMM)
         # embedding: unlike indexing it has a gradient that repeats bit for bit on a GPU
@@ -140,7 +143,7 @@ class MaskHead(nn.Sequential):
         bias_R1 = F.embedding(classes_R, predictor.bias[:, None])
         logits_R1P = torch.bmm(weight_RC[:, None], maps_RCMM.flatten(2))
         own_RP: Tensor = logits_R1P.squeeze(1).float() + bias_R1
-        return own_RP.unflatten(1, maps_RCMM.shape[2:])
+        return own_RP.reshape(len(own_RP), *maps_RCMM.shape[2:])
 
 
 def build_mask_head(
@@ -268,12 +271,8 @@ class RegionHeads(RoIHeads):
             len(logits), logits.shape[1] - 1, 4
         )
         scores_RK = logits.softmax(dim=1)[:, :-1]
-        found = [
-            self._filter(boxes, scores, shape)
-            for boxes, scores, shape in zip(
-                boxes_RK4.split(counts), scores_RK.split(counts), shapes, strict=True
-            )
-        ]
+        boxes, scores = torch.split(boxes_RK4, counts), torch.split(scores_RK, counts)
+        found = [self._filter(*own) for own in zip(boxes, scores, shapes, strict=True)]
         if self.region_mask_head is not None:
             self._add_masks(features, found)
         return found

@@ -55,8 +55,9 @@ def cut(shape: Shape, box_4: np.ndarray, side: int) -> np.ndarray:
     if isinstance(shape, np.ndarray):
         region_15 = torch.from_numpy(np.concatenate([[0], box_4]))[None].float()
         pixels = torch.from_numpy(shape)[None, None].float()
-        part = roi_align(pixels, region_15, side, 1.0, aligned=True)[0, 0] >= 0.5
-        return part.numpy().astype(np.uint8)
+        inside = roi_align(pixels, region_15, side, 1.0, aligned=True)[0, 0] >= 0.5
+        part: np.ndarray = inside.numpy().astype(np.uint8)
+        return part
     scale_2 = side / np.maximum(box_4[2:] - box_4[:2], 0.1)
     moved = [((points.reshape(-1, 2) - box_4[:2]) * scale_2).ravel().tolist() for points in shape]
     return rasterise(moved, side, side, "an object")

@@ -186,7 +186,7 @@ def _build_c4(
     recipe: Recipe, trunk: ResNet, norm: Norm, num_classes: int
 ) -> tuple[C4Features, RegionHeads]:
     channels = trunk.channels("layer4")
-    head = AverageHead(trunk.layer4, norm(channels))
+    head = AverageHead(trunk.get_submodule("layer4"), norm(channels))
     del trunk.layer4
     features = C4Features(trunk)
     pooler = RegionPooler(recipe["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION"], features.strides)

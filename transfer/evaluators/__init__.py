@@ -49,7 +49,7 @@ def evaluate(
     Raises:
         DataError: annotations that an evaluator would misread.
     """
-    if metric in ("voc07", "voc12"):
+    if metric == "voc07" or metric == "voc12":
         return _voc(metric, dataset, batches, choice)
     from transfer.evaluators.truth import check_truth
 
@@ -68,7 +68,7 @@ def evaluate(
     return Evaluation(metrics, tuple(classes), backend.name(metric), notes)
 
 
-def _backend(choice: Choice, metric: str) -> tuple[Any, tuple[str, ...]]:
+def _backend(choice: Choice, metric: Literal["coco", "lvis"]) -> tuple[Any, tuple[str, ...]]:
     from transfer.evaluators import fast, reference
 
     if choice == "reference":

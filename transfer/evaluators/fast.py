@@ -108,8 +108,8 @@ class _Matcher:
             areas_N = array_N7[:, 3] * array_N7[:, 4]  # lvis drops what has none
             return array_N7[areas_N > 0] if self.family == "lvis" else array_N7
         if self.family == "lvis":
-            areas_N = mask_sizes([row["segmentation"]["counts"] for row in rows]).areas_N
-            rows = [row for row, area in zip(rows, areas_N, strict=True) if area > 0]
+            pixels_N = mask_sizes([row["segmentation"]["counts"] for row in rows]).areas_N
+            rows = [row for row, pixels in zip(rows, pixels_N, strict=True) if pixels > 0]
         return [without(row, "bbox") for row in rows]
 
     def scores(self) -> dict[Kind, Scores]:
@@ -120,6 +120,7 @@ class _Matcher:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints its table
                 evaluation.accumulate()
                 evaluation.summarize()
+            assert evaluation.eval is not None, "it has just accumulated"
             precision_TRK = evaluation.eval["precision"][:, :, :, 0, -1]
             found[kind] = build_scores(self.family, evaluation.stats, precision_TRK)
         return found

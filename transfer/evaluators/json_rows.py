@@ -72,7 +72,8 @@ class _Splitter:
         return list(rows)
 
     def _one_by_one(self) -> list[Any]:
-        decoder, rows, place = json.JSONDecoder(), [], 0
+        rows: list[Any] = []
+        decoder, place = json.JSONDecoder(), 0
         while place < len(self.text):
             if self.text[place] in BETWEEN:
                 place += 1

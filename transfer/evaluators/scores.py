@@ -1,6 +1,6 @@
 """The summary numbers of COCO and LVIS, the same from every backend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,15 +33,14 @@ class Scores:
 
 
 def build_scores(
-    family: Family, summary: Sequence[float], precision_TRK: npt.NDArray[np.float64]
+    family: Family, summary: Iterable[float], precision_TRK: npt.NDArray[np.float64]
 ) -> Scores:
     """Turn fractions, in which -1 stands for "nothing to evaluate", into percent.
 
     Args:
         precision_TRK: at 10 overlaps, 101 recalls, for each class; all sizes, most detections.
     """
-    summary = [float(value) for value in summary]
-    values = dict(zip(NAMES[family], map(_percent, summary), strict=True))
+    values = dict(zip(NAMES[family], map(_percent, map(float, summary)), strict=True))
     per_class: list[dict[str, float | None]] = []
     for index in range(precision_TRK.shape[2]):
         own_TR = precision_TRK[:, :, index]

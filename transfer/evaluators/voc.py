@@ -72,7 +72,7 @@ def _class_metrics(
 ) -> dict[str, float]:
     """AP, AP50 and AP75 by both definitions, the task's own first."""
     found = _average_precisions(detections, objects)
-    values = {}
+    values: dict[str, Any] = {}
     for definition in sorted(found, key=lambda name: name != metric):
         ap = found[definition] * 100
         end = "" if definition == metric else SUFFIX[definition]
@@ -173,7 +173,8 @@ def _iou(a_P4: np.ndarray, b_P4: np.ndarray) -> np.ndarray:
     low, high = np.maximum(a_P4[:, :2], b_P4[:, :2]), np.minimum(a_P4[:, 2:], b_P4[:, 2:])
     common = np.maximum(high - low + 1, 0).prod(axis=1)
     area_a, area_b = ((box[:, 2:] - box[:, :2] + 1).prod(axis=1) for box in (a_P4, b_P4))
-    return common / (area_a + area_b - common)
+    overlap: np.ndarray = common / (area_a + area_b - common)
+    return overlap
 
 
 def _envelope(precision_D: np.ndarray) -> np.ndarray:
