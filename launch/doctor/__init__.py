@@ -113,8 +113,8 @@ def _remarks(checks: Sequence[Check]) -> list[str]:
     lines = [f"{', '.join(specs)}: {text}" for text, specs in said.items()]
     if any(item.content_id for item in checks):
         lines.append(
-            "no hash of unpacked annotation files is published: counts are compared, of VOC2007 "
-            "the lists of images too; the content id says whether two machines have the same"
+            "compared are counts, of VOC2007 the lists of images and of COCO the hashes of the "
+            "annotations too; the content id says whether two machines have the same"
         )
     return lines
 

@@ -71,15 +71,24 @@ def _images_id(folder: Path, names: Iterable[str]) -> str:
 def _combine(parts: list[str], files: list[Path]) -> str:
     digest = hashlib.sha256("\n".join(parts).encode())
     for path in files:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            raise DataError(
-                f"annotation file {path} is not there. "
-                "To use the images without annotations, give their folder"
-            ) from None
-        digest.update(f"\n{path.name} {_digest(path, status.st_size, status.st_mtime_ns)}".encode())
+        digest.update(f"\n{path.name} {annotation_sha256(path)}".encode())
     return digest.hexdigest()[:16]
+
+
+def annotation_sha256(path: Path) -> str:
+    """Hash an annotation file's bytes, once for as long as it does not change.
+
+    Raises:
+        DataError: it is not there.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DataError(
+            f"annotation file {path} is not there. "
+            "To use the images without annotations, give their folder"
+        ) from None
+    return _digest(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from sslbench.datasets.identity import annotation_sha256
 from sslbench.datasets.records import Dataset
 
 
@@ -18,12 +19,15 @@ class OfficialSplit:
     Args:
         num_objects: None where no released figure is known here.
         list_digest: of the image ids, for lists that were compared with a released one.
+        annotation_sha256: of the unpacked annotation file. COCO publishes none; these are what many
+            independent projects record of it. Of LVIS's files no two were found.
     """
 
     num_images: int
     num_objects: int | None
     num_classes: int
     list_digest: str = ""
+    annotation_sha256: str = ""
 
 
 OFFICIAL: Mapping[str, OfficialSplit] = {
@@ -34,8 +38,18 @@ OFFICIAL: Mapping[str, OfficialSplit] = {
     "voc2012/train": OfficialSplit(5717, 15774, 20),
     "voc2012/val": OfficialSplit(5823, 15787, 20),
     "voc2012/trainval": OfficialSplit(11540, 31561, 20),
-    "coco2017/train": OfficialSplit(118287, 860001, 80),
-    "coco2017/val": OfficialSplit(5000, 36781, 80),
+    "coco2017/train": OfficialSplit(
+        118287,
+        860001,
+        80,
+        annotation_sha256="610fce4944abdeb15354cc765333805529359d12d88f2f711393ca586901d01d",
+    ),
+    "coco2017/val": OfficialSplit(
+        5000,
+        36781,
+        80,
+        annotation_sha256="e8c7f7908f1d7278341fae127d0da654f102f11bd7b21d8aeefa635b8c810b6f",
+    ),
     "lvis_v1/train": OfficialSplit(100170, 1270141, 1203),
     "lvis_v1/val": OfficialSplit(19809, 244707, 1203),
     "lvis_v05/train": OfficialSplit(57263, None, 1230),
@@ -69,4 +83,8 @@ def unofficial(data: Dataset) -> tuple[str, ...]:
     if not differs and known.list_digest:
         digest = list_digest(record.image_id for record in data.records)
         differs += [] if digest == known.list_digest else ["other images than its released list"]
+    if not differs and known.annotation_sha256 and data.annotation_path is not None:
+        found = annotation_sha256(data.annotation_path)
+        if found != known.annotation_sha256:
+            differs += [f"other annotations than released (sha256 {found[:12]}...)"]
     return (f"{spec} has {', '.join(differs)}",) if differs else ()

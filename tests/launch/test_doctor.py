@@ -16,6 +16,7 @@ from launch.site import SiteConfig
 from sslbench.config import CONFIGS_DIR, ConfigError
 from sslbench.datasets import DataRoots, content_id, official
 from sslbench.datasets.official import OfficialSplit, list_digest
+from sslbench.files import file_sha256
 from tests.sslbench import devkits
 
 
@@ -62,6 +63,19 @@ def test_other_images_of_the_same_number_are_not_official(
     found = check("voc2007/test", DataRoots(root), 32)
     assert found.state == "not official" and found.is_usable
     assert found.notes == ("not the official data: other images than its released list",)
+
+
+def test_annotations_are_compared_with_the_released_bytes(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = root / "coco/annotations/instances_val2017.json"
+    released = OfficialSplit(2, 2, 2, annotation_sha256=file_sha256(path))
+    monkeypatch.setitem(official.OFFICIAL, "coco2017/val", released)
+    assert check("coco2017/val", DataRoots(root), 2).state == "official"
+    path.write_text(path.read_text() + " ")
+    found = check("coco2017/val", DataRoots(root), 2)
+    assert found.state == "not official" and found.is_usable
+    assert found.notes[0].startswith("not the official data: other annotations than released (sha")
 
 
 def test_what_is_missing_is_drawn_with_the_public_names(root: Path):
