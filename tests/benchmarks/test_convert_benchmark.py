@@ -25,5 +25,6 @@ def test_a_row_has_what_one_process_took(tmp_path: Path):
 
 
 def test_a_conversion_that_fails_is_no_measurement(tmp_path: Path):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2, 2)}}, tmp_path / "no_trunk.pth")
     with pytest.raises(RuntimeError, match=r"c4\.pkl ended with status"):
-        convert(write(tmp_path), "c4", "pkl", tmp_path)  # basic blocks do not fit
+        convert(tmp_path / "no_trunk.pth", "c4", "pkl", tmp_path)
