@@ -34,6 +34,7 @@ from transfer.engines.base import Draw, Engine
 from transfer.engines.loading import Weights
 from transfer.loader import TrainingBatches, index_stream
 from transfer.naming import to_detectron2
+from transfer.schedule import Schedule, parameter_groups
 from transfer.task import TaskConfig, has_detectron2, load_task
 from transfer.trainer import Trainer
 from transfer.weights import write_weights
@@ -117,9 +118,9 @@ def reference_loop(
         sampler=Order(len(records), task.seed),
         collate_fn=list,
     )
-    learned = [p for p in engine.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(learned, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(recipe["SOLVER.STEPS"]))
+    # the same rates: a detector that has learned more finds more regions, which cost time
+    optimizer = torch.optim.SGD(parameter_groups(engine.model, recipe), lr=1.0, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule.of(recipe).lr_at)
     batches = iter(loader)
 
     def step() -> None:
